@@ -1,0 +1,55 @@
+// Owned, 64-byte aligned, uninitialised memory for trivially copyable elements.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "base/check.h"
+#include "base/view.h"
+
+namespace bicache {
+
+template <class T>
+class Buffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size) : size_(size), data_(allocate(size)) {}
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+  int64_t size_bytes() const { return size_ * static_cast<int64_t>(sizeof(T)); }
+  T& operator[](int64_t i) { return data_.get()[i]; }
+  const T& operator[](int64_t i) const { return data_.get()[i]; }
+
+  // At least `size` elements; contents are lost when it grows.
+  void reserve(int64_t size) {
+    if (size > size_) *this = Buffer(size);
+  }
+
+  View<T> matrix(int64_t rows, int64_t cols) { return {data(), rows, cols}; }
+
+ private:
+  static constexpr int64_t kAlign = 64;
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+
+  static T* allocate(int64_t size) {
+    if (size == 0) return nullptr;
+    const int64_t bytes = checked_mul(size, sizeof(T), "buffer");
+    const int64_t padded = checked_add(bytes, kAlign - 1, "buffer") / kAlign * kAlign;
+    void* p = std::aligned_alloc(kAlign, static_cast<size_t>(padded));
+    if (p == nullptr) throw std::bad_alloc();
+    return static_cast<T*>(p);
+  }
+
+  int64_t size_ = 0;
+  std::unique_ptr<T, Free> data_;
+};
+
+}  // namespace bicache

@@ -1,0 +1,23 @@
+// The only threads in the library: one parallel_for, on OpenMP (parallel_omp.cc) or std::thread
+// (parallel_std.cc, which ThreadSanitizer can see into; CMake's BICACHE_PARALLEL chooses).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace bicache {
+
+// Calls task(i) once for every i in [0, tasks), on at most `threads` threads, in no particular
+// order; returns when all have ended. Nested calls run serially. The first exception of a task is
+// rethrown here after the others have ended. In a process forked after threads ran, OpenMP would
+// hang: std::runtime_error instead, unless it is serial anyway.
+void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& task);
+
+// "openmp" or "std".
+const char* parallel_backend();
+
+// CPUs this process may use: the affinity mask, lowered by the cgroup's CPU quota (v1 and v2), at
+// least 1.
+int available_threads();
+
+}  // namespace bicache
