@@ -1,0 +1,79 @@
+// LayerCache: the K, V and deltas one request keeps from pass to pass, and the scratch of those it
+// does not.
+#pragma once
+
+#include <vector>
+
+#include "base/buffer.h"
+#include "cache/prefix_entry.h"
+#include "cache/rows.h"
+
+namespace bicache {
+
+// What must outlive a pass; constant per request, declared by its policy. Writes are unconditional,
+// so this is a question of storage only: rows named here keep what they write in layers >=
+// first_layer, all others only within the layer.
+struct Kept {
+  struct Part {
+    RowSet rows;
+    int first_layer = 0;
+  };
+  std::vector<Part> kv;     // disjoint rows
+  std::vector<Part> delta;  // disjoint rows
+
+  static Kept everything(int64_t rows) {
+    return {{{RowSet::span(0, rows), 0}}, {{RowSet::span(0, rows), 0}}};
+  }
+};
+
+class LayerCache {
+ public:
+  LayerCache() = default;
+  // For `rows` rows (N), kv_width = G * D, dim = E.
+  LayerCache(int layers, int64_t rows, int64_t kv_width, int64_t dim, const Kept& kept);
+
+  int64_t rows() const { return rows_; }
+  int64_t size_bytes() const;
+
+  // Call once per layer and pass, before anything is written: forgets the rows of this layer that
+  // are not kept.
+  void begin_layer(int layer);
+  // Forgets the request's own K/V of rows [0, p) in every layer.
+  void forget_prefix(int64_t p);
+
+  // Where row `row` keeps its K and V [G, D] of this layer; `wrote` marks them as this request's
+  // own.
+  float* k(int layer, int64_t row) { return slot(layer, row); }
+  float* v(int layer, int64_t row) { return slot(layer, row) + kv_width_; }
+  void wrote(int layer, int64_t row) { own_[static_cast<size_t>(layer * rows_ + row)] = 1; }
+  bool own(int layer, int64_t row) const {
+    return own_[static_cast<size_t>(layer * rows_ + row)] != 0;
+  }
+
+  // Where row `row` keeps its delta [E] of this layer; null where the policy does not keep it.
+  float* delta(int layer, int64_t row);
+
+  // Pointers to K and V [G, D] of all N rows: the request's own where it wrote them, otherwise the
+  // entry's.
+  void key_rows(int layer, const PrefixEntry* entry, const float** k, const float** v);
+
+ private:
+  struct Store {
+    std::vector<int64_t> slot_of;  // row -> slot, -1: not kept
+    std::vector<int> first_layer;  // row -> first layer that is kept
+    std::vector<int64_t> base;     // slot -> offset of its first layer, in elements
+    std::vector<int64_t> step;     // slot -> elements from one layer to the next
+    Buffer<float> data;
+    void init(const std::vector<Kept::Part>& parts, int layers, int64_t rows, int64_t width);
+    float* find(int layer, int64_t row);
+  };
+  float* slot(int layer, int64_t row);  // K then V, [2, G, D]
+
+  int layers_ = 0;
+  int64_t rows_ = 0, kv_width_ = 0;
+  Store kv_, delta_;
+  Buffer<float> scratch_;     // [N, 2, G, D]: rows not kept, of the layer that runs
+  std::vector<uint8_t> own_;  // [L, N]
+};
+
+}  // namespace bicache

@@ -1,0 +1,69 @@
+// The seam: a policy decides which rows are recomputed in which layer, as data; the model executes
+// it.
+//
+// What a layer does, in this order (docs/architecture.md section 3):
+//   1. join       a row live here and not in the layer below takes its residual from its embedding
+//   (layer 0) or from the
+//                 prefix entry (later layers; prefix rows only). A row that stops being live just
+//                 stops.
+//   2. fresh      these rows write K and V.
+//   3. select     V of all its rows is computed and overwrites the cached V; the chosen rows then
+//   write K too.
+//   4. attention  of the recomputed rows (fresh + chosen) over all N keys; a row that is not
+//   recomputed lends the K/V it last
+//                 wrote in this layer, or the prefix entry's.
+//   5. residual   recomputed: x = (x + attention) + FFN, delta = attention + FFN; other live rows:
+//   x += delta.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/rows.h"
+
+namespace bicache {
+
+// Of `rows` (a subset of live - fresh) recompute the `count` whose V moved most since the last
+// pass: lowest cosine, all KV heads as one vector; ties: the lower row.
+struct Select {
+  RowSet rows;
+  int64_t count = 0;
+  bool operator==(const Select&) const = default;
+};
+
+struct LayerPlan {
+  RowSet live;                 // rows whose residual flows through this layer
+  RowSet fresh;                // subset of live: recomputed in full
+  std::vector<Select> select;  // disjoint subsets of live - fresh
+  bool operator==(const LayerPlan&) const = default;
+};
+
+struct LayerSpan {
+  int first = 0;  // this plan holds from layer `first` to the next span's
+  LayerPlan plan;
+};
+
+struct StepPlan {
+  std::vector<LayerSpan> layers;  // ascending, the first at layer 0
+  RowSet logits;                  // positions to predict; empty: a pass that only fills caches
+  bool from_entry = false;  // first forget the request's own prefix K/V: lend the entry's again
+
+  const LayerPlan& at(int layer) const;
+
+  // Every layer: `rows`, all fresh.
+  static StepPlan uniform(RowSet rows, RowSet logits);
+};
+
+// Rows a plan makes one layer work on: exactly what the forward pass will count.
+struct RowCount {
+  int64_t recomputed = 0;  // projected, attended, FFN
+  int64_t value_only = 0;  // candidates of select that were not chosen: V alone
+  bool operator==(const RowCount&) const = default;
+};
+RowCount predicted_rows(const LayerPlan& plan);
+
+// std::invalid_argument if the plan breaks the rules above: for a request of `n` rows of which `p`
+// are shared prefix, on a model with `layers` layers that predicts position i from row i - shift.
+void check_plan(const StepPlan& plan, int layers, int64_t n, int64_t p, int shift);
+
+}  // namespace bicache
