@@ -1,0 +1,234 @@
+// The forward pass executes plans: identities that hold bit for bit, on every kernel table.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "cache/policy.h"
+#include "tiny_model.h"
+
+namespace bicache {
+namespace {
+
+constexpr int64_t kP = 19, kU = 6, kG = 8, kN = kP + kU + kG;
+
+std::vector<int32_t> canvas(const TinyModel& t, unsigned seed, int64_t p = kP, int64_t u = kU,
+                            int64_t g = kG) {
+  std::vector<int32_t> tokens = t.ids(p + u, seed);
+  tokens.resize(static_cast<size_t>(p + u + g), t.mask());
+  return tokens;
+}
+
+std::vector<float> run(const Model& m, RequestState& r, const StepPlan& plan, int threads = 1,
+                       PrefixEntry* record = nullptr) {
+  Workspace ws;
+  Pass pass{&r, &plan, record, {}};
+  m.forward({&pass, 1}, ws, threads);
+  return {pass.logits.data, pass.logits.data + pass.logits.rows * pass.logits.cols};
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+StepInfo info(const TinyModel& t, int64_t step) {
+  StepInfo s;
+  s.request = {t.layers, kP, kU, kG, t.shift ? 1 : 0};
+  s.step = s.block_step = step;
+  s.block = {kP + kU, kN};
+  s.wanted = RowSet::span(kP + kU, kN);
+  return s;
+}
+
+std::vector<std::string> policies(int layers) {
+  std::vector<std::string> specs = {"none", "naive:source=alone", "naive:source=first_request"};
+  for (int b = 0; b <= layers; ++b) {
+    for (const char* splice : {"official", "strict"}) {
+      for (const char* refresh : {"1", "3"}) {
+        specs.push_back("bicache:depth=" + std::to_string(b) + ",refresh_steps=" + refresh +
+                        ",splice=" + splice);
+      }
+    }
+  }
+  return specs;
+}
+
+std::vector<TinyModel> models() {
+  TinyModel gqa, mha, normed, shifted;
+  mha.kv_heads = 4;
+  normed.qk_norm = true;
+  shifted.shift = true;
+  return {gqa, mha, normed, shifted};
+}
+
+// Everything a request could have cached, taken from the canvas's own full forward pass: then no
+// plan may change a bit.
+TEST(Forward, FreshCacheIdentity) {
+  for (const Kernels* kernels : available_kernels()) {
+    for (const TinyModel& t : models()) {
+      const auto m = t.load(*kernels);
+      const auto tokens = canvas(t, 3);
+      EntryNeeds all{EntryNeeds::Source::alone, t.layers, {}};
+      for (int l = 1; l < t.layers; ++l) all.joins.push_back(l);
+      const auto& c = m->config();
+      const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all);
+      RequestState full = m->make_request(tokens, kP, Kept::everything(kN));
+      const StepPlan everything = StepPlan::uniform(RowSet::span(0, kN), RowSet::span(kP + kU, kN));
+      const auto want = run(*m, full, everything, 1, entry.get());
+
+      for (const std::string& spec : policies(t.layers)) {
+        const PolicyPtr policy = make_policy(spec);
+        for (const int64_t step : {0, 1, 3}) {
+          RequestState r = m->make_request(tokens, kP, Kept::everything(kN));
+          run(*m, r, everything);  // its own caches
+          r.entry = entry;         // and the entry
+          EXPECT_TRUE(same_bits(run(*m, r, policy->plan(info(t, step))), want))
+              << kernels->isa << " " << spec << " step " << step;
+        }
+        // with nothing of its own but what the policy keeps: the first pass, and the one after it
+        RequestState r = m->make_request(tokens, kP, policy->kept(info(t, 0).request));
+        r.entry = entry;
+        for (const int64_t step : {0, 1}) {
+          EXPECT_TRUE(same_bits(run(*m, r, policy->plan(info(t, step))), want))
+              << kernels->isa << " " << spec << " alone";
+        }
+      }
+      // select and deltas: rows that are not recomputed add the delta they last computed
+      RequestState r = m->make_request(tokens, kP, Kept::everything(kN));
+      run(*m, r, everything);
+      const RowSet all_rows = RowSet::span(0, kN), prompt = RowSet::span(0, 9);
+      const StepPlan plan{
+          {{0, {all_rows, all_rows, {}}},
+           {1, {all_rows, prompt, {{RowSet::span(9, 20), 4}, {RowSet::span(20, kN), 0}}}},
+           {3, {RowSet::span(9, kN), {}, {{RowSet::span(12, kN), 5}}}}},
+          RowSet::span(kP + kU, kN),
+          false};
+      const auto got = run(*m, r, plan);
+      ASSERT_EQ(got.size(), want.size());
+      // x + (attention + FFN) rounds otherwise than (x + attention) + FFN: equal to rounding, not
+      // to the bit
+      for (size_t i = 0; i < got.size(); ++i)
+        EXPECT_NEAR(got[i], want[i], 1e-4f * (1 + std::abs(want[i])));
+    }
+  }
+}
+
+TEST(Forward, CountsExactlyThePlannedWork) {
+  TinyModel t;
+  const auto m = t.load();
+  RequestState r = m->make_request(canvas(t, 4), kP, Kept::everything(kN));
+  const RowSet all = RowSet::span(0, kN), rest = RowSet::span(5, kN);
+  run(*m, r, StepPlan::uniform(all, {}));
+  r.work.assign(r.work.size(), Work{});
+  const StepPlan plan{{{0, {all, all, {}}},
+                       {1, {rest, RowSet::span(5, 8), {{RowSet::span(10, 30), 6}}}},
+                       {3, {rest, rest, {}}}},
+                      RowSet::span(kP + kU, kN),
+                      false};
+  run(*m, r, plan);
+  const auto& c = m->config();
+  for (int l = 0; l < t.layers; ++l) {
+    const RowCount want = predicted_rows(plan.at(l));
+    const Work& w = r.work[l];
+    EXPECT_EQ(w.rows_of(Op::attention), want.recomputed) << l;
+    EXPECT_EQ(w.rows_of(Op::v) - w.rows_of(Op::attention), want.value_only) << l;
+    for (const Op op : {Op::q, Op::k, Op::attention_out, Op::gate, Op::up, Op::down}) {
+      EXPECT_EQ(w.rows_of(op), want.recomputed) << l;
+    }
+    const int64_t q = c.q_width(), kv = c.kv_width(), e = c.dim, rows = want.recomputed;
+    EXPECT_EQ(w.flops, 2 * rows * (2 * e * q + 2 * e * kv + 3 * e * c.ffn) +
+                           2 * want.value_only * e * kv + 4 * rows * kN * q);
+  }
+  EXPECT_EQ(r.work[t.layers].rows_of(Op::head), kG);
+  EXPECT_EQ(r.work[t.layers].flops, 2 * kG * c.dim * c.vocab);
+}
+
+TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
+  for (const Kernels* kernels : available_kernels()) {
+    TinyModel t;
+    t.qk_norm = true;
+    const auto m = t.load(*kernels);
+    const std::vector<std::array<int64_t, 3>> shapes = {
+        {19, 6, 8}, {3, 1, 1}, {0, 40, 16}, {60, 2, 4}};
+    std::vector<StepPlan> plans;
+    std::vector<RequestState> together;
+    std::vector<std::vector<float>> alone;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      const auto [p, u, g] = shapes[i];
+      const int64_t n = p + u + g;
+      plans.push_back(StepPlan::uniform(RowSet::span(0, n), RowSet::span(p + u, n)));
+      RequestState r = m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {});
+      alone.push_back(run(*m, r, plans[i]));
+      together.push_back(m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {}));
+    }
+    for (const int threads : {1, 2, 4}) {
+      std::vector<Pass> batch;
+      for (size_t i = 0; i < shapes.size(); ++i)
+        batch.push_back({&together[i], &plans[i], nullptr, {}});
+      Workspace ws;
+      m->forward(batch, ws, threads);
+      for (size_t i = 0; i < shapes.size(); ++i) {
+        const View<float> l = batch[i].logits;
+        EXPECT_TRUE(same_bits({l.data, l.data + l.rows * l.cols}, alone[i]))
+            << kernels->isa << " request " << i;
+      }
+    }
+  }
+}
+
+// Which rows a select takes: those whose V moved most, ties to the lower row. V of a layer-0 row
+// depends on its token alone.
+TEST(Forward, SelectTakesTheRowsThatMoved) {
+  TinyModel t;
+  const auto m = t.load();
+  auto tokens = canvas(t, 5);
+  RequestState r = m->make_request(tokens, 0, Kept::everything(kN));
+  run(*m, r, StepPlan::uniform(RowSet::span(0, kN), {}));
+  for (const int64_t row : {7, 21}) r.tokens[row] = (r.tokens[row] + 1) % 50;
+  std::vector<std::vector<float>> before;
+  for (int64_t row = 0; row < kN; ++row)
+    before.emplace_back(r.cache.k(0, row), r.cache.k(0, row) + m->config().kv_width());
+  const StepPlan plan{{{0, {RowSet::span(0, kN), {}, {{RowSet::span(0, kN), 2}}}}}, {}, false};
+  run(*m, r, plan);
+  for (int64_t row = 0; row < kN; ++row) {
+    const bool moved =
+        std::memcmp(before[row].data(), r.cache.k(0, row), before[row].size() * sizeof(float)) != 0;
+    EXPECT_EQ(moved, row == 7 || row == 21) << row;
+  }
+}
+
+TEST(Forward, APlanThatReadsWhatNobodyWroteFails) {
+  TinyModel t;
+  const auto m = t.load();
+  const RowSet suffix = RowSet::span(kP, kN), all = RowSet::span(0, kN);
+  RequestState r = m->make_request(canvas(t, 6), kP, {});
+  EXPECT_THROW(run(*m, r, {{{0, {suffix, suffix, {}}}}, {}, false}),
+               std::invalid_argument);  // no prefix K/V
+  EXPECT_THROW(run(*m, r, {{{0, {all, suffix, {}}}}, {}, false}),
+               std::invalid_argument);  // no delta
+  EXPECT_THROW(run(*m, r, {{{0, {all, {}, {{suffix, 1}}}}}, {}, false}),
+               std::invalid_argument);  // no cached V
+  EXPECT_THROW(run(*m, r, {{{0, {suffix, suffix, {}}}, {1, {all, all, {}}}}, {}, false}),
+               std::invalid_argument);
+}
+
+TEST(Forward, TapShowsEveryStage) {
+  TinyModel t;
+  const auto m = t.load();
+  RequestState r = m->make_request(canvas(t, 7), kP, {});
+  const StepPlan plan = StepPlan::uniform(RowSet::span(0, kN), RowSet::span(kN - 2, kN));
+  std::map<std::string, int> seen;
+  Workspace ws;
+  Pass pass{&r, &plan, nullptr, {}};
+  m->forward({&pass, 1}, ws, 1, [&](int layer, const char* name, View<const float> values) {
+    ++seen[name];
+    const bool logits = std::string(name) == "logits";
+    EXPECT_EQ(values.rows, logits ? 2 : kN);
+    EXPECT_EQ(layer == t.layers, logits);
+  });
+  for (const char* name : {"residual", "q", "k", "v", "attention", "ffn"})
+    EXPECT_EQ(seen[name], t.layers) << name;
+  EXPECT_EQ(seen["logits"], 1);
+}
+
+}  // namespace
+}  // namespace bicache

@@ -1,0 +1,110 @@
+// A small random checkpoint in a temporary folder, loaded for one kernel table.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "model/model.h"
+
+namespace bicache {
+
+struct TinyModel {
+  int layers = 4;
+  int64_t dim = 32, heads = 4, kv_heads = 2, ffn = 40, vocab = 53, context = 128;
+  bool qk_norm = false, shift = false;
+  unsigned seed = 1;
+  int32_t mask() const { return static_cast<int32_t>(vocab) - 1; }
+
+  std::string config() const {
+    const auto flag = [](bool x) { return x ? "true" : "false"; };
+    return "{\"model_type\": \"llada\", \"d_model\": " + std::to_string(dim) +
+           ", \"n_heads\": " + std::to_string(heads) +
+           ", \"n_kv_heads\": " + std::to_string(kv_heads) +
+           ", \"n_layers\": " + std::to_string(layers) +
+           ", \"mlp_hidden_size\": " + std::to_string(ffn) +
+           ", \"vocab_size\": " + std::to_string(vocab) +
+           ", \"max_sequence_length\": " + std::to_string(context) +
+           ", \"rms_norm_eps\": 1e-05, \"rope_theta\": 500.0" +
+           ", \"qk_layernorm\": " + flag(qk_norm) + ", \"shift_logits\": " + flag(shift) +
+           ", \"mask_token_id\": " + std::to_string(mask()) + ", \"eos_token_id\": 0}";
+  }
+
+  std::map<std::string, std::vector<int64_t>> shapes() const {
+    const int64_t d = dim / heads, kv = kv_heads * d;
+    std::map<std::string, std::vector<int64_t>> s = {
+        {"wte.weight", {vocab, dim}}, {"ln_f.weight", {dim}}, {"ff_out.weight", {vocab, dim}}};
+    for (int l = 0; l < layers; ++l) {
+      const std::string block = "blocks." + std::to_string(l) + ".";
+      for (const char* norm : {"attn_norm", "ff_norm"}) s[block + norm + ".weight"] = {dim};
+      if (qk_norm) s[block + "q_norm.weight"] = s[block + "k_norm.weight"] = {d};
+      s[block + "q_proj.weight"] = s[block + "attn_out.weight"] = {dim, dim};
+      s[block + "k_proj.weight"] = s[block + "v_proj.weight"] = {kv, dim};
+      s[block + "ff_proj.weight"] = s[block + "up_proj.weight"] = {ffn, dim};
+      s[block + "ff_out.weight"] = {dim, ffn};
+    }
+    return s;
+  }
+
+  // Writes config.json and model.safetensors (float32) into `folder`.
+  void write(const std::filesystem::path& folder) const {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::string header = "{";
+    std::vector<float> values;
+    for (const auto& [name, shape] : shapes()) {
+      const size_t begin = values.size() * 4;
+      int64_t count = 1;
+      std::string dims;
+      for (const int64_t n : shape) {
+        count *= n;
+        dims += (dims.empty() ? "" : ",") + std::to_string(n);
+      }
+      const bool norm = shape.size() == 1;
+      // Peaked attention: queries and keys are scaled up.
+      const bool sharp = name.find("q_proj") != name.npos || name.find("k_proj") != name.npos;
+      const float scale =
+          norm ? 0.1f : (sharp ? 2.0f : 1.0f) / std::sqrt(static_cast<float>(shape[1]));
+      for (int64_t i = 0; i < count; ++i)
+        values.push_back((norm ? 1.0f : 0.0f) + scale * normal(rng));
+      header += (header.size() > 1 ? ", " : "") + ("\"model.transformer." + name) +
+                "\": {\"dtype\": \"F32\", \"shape\": [" + dims + "], \"data_offsets\": [" +
+                std::to_string(begin) + ", " + std::to_string(values.size() * 4) + "]}";
+    }
+    header += "}";
+    std::ofstream(folder / "config.json") << config();
+    std::ofstream file(folder / "model.safetensors", std::ios::binary);
+    const uint64_t size = header.size();
+    file.write(reinterpret_cast<const char*>(&size), 8);
+    file << header;
+    file.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(values.size() * 4));
+  }
+
+  std::shared_ptr<const Model> load(const Kernels& kernels = bicache::kernels(),
+                                    Backend backend = Backend::packed) const {
+    std::string folder = (std::filesystem::temp_directory_path() / "bicache-tiny-XXXXXX").string();
+    if (mkdtemp(folder.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+    write(folder);
+    auto model = Model::load(folder, backend, std::nullopt, 1, -1, kernels);
+    std::filesystem::remove_all(folder);
+    return model;
+  }
+
+  // `count` random ids, never the mask.
+  std::vector<int32_t> ids(int64_t count, unsigned id_seed) const {
+    std::mt19937 rng(id_seed);
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < count; ++i)
+      tokens.push_back(static_cast<int32_t>(rng() % static_cast<unsigned>(vocab - 1)));
+    return tokens;
+  }
+};
+
+}  // namespace bicache

@@ -1,0 +1,39 @@
+// ModelConfig: the numbers and flags of one checkpoint. Model families are flags and name tables,
+// not subclasses.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "files/json.h"
+
+namespace bicache {
+
+struct ModelConfig {
+  std::string family;      // "llada"
+  int layers = 0;          // L
+  int64_t dim = 0;         // E
+  int64_t heads = 0;       // H
+  int64_t kv_heads = 0;    // G
+  int64_t head_dim = 0;    // D
+  int64_t ffn = 0;         // F
+  int64_t vocab = 0;       // V: ids that can be predicted
+  int64_t embeddings = 0;  // ids that can stand in a canvas, >= V
+  int64_t context = 0;     // rows a canvas may have
+  float norm_eps = 1e-5f;
+  double rope_theta = 10000;
+  bool qk_norm = false;  // RMSNorm with weights [D] on every query and key head, before RoPE
+  int shift = 0;         // position i is predicted from row i - shift
+  int32_t mask_token_id = -1;
+  int32_t eos_token_id = -1;  // -1: none
+  int32_t eot_token_id = -1;  // end of turn; -1: none
+
+  int64_t q_width() const { return heads * head_dim; }
+  int64_t kv_width() const { return kv_heads * head_dim; }
+
+  // From a Hugging Face config.json. std::invalid_argument "[where] key: expected X, got Y" for
+  // what is missing, out of range, contradictory, or not supported.
+  static ModelConfig parse(const Json& json, const std::string& where);
+};
+
+}  // namespace bicache

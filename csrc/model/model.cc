@@ -1,0 +1,63 @@
+#include "model/model.h"
+
+#include <cmath>
+
+#include "base/check.h"
+#include "files/checkpoint.h"
+
+namespace bicache {
+
+Model::Model(ModelConfig config, Weights weights, Backend backend, const Kernels& kernels)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      backend_(backend),
+      kernels_(&kernels) {
+  const int64_t half = config_.head_dim / 2, size = checked_mul(config_.context, half, "rope");
+  cos_ = Buffer<float>(size);
+  sin_ = Buffer<float>(size);
+  for (int64_t i = 0; i < half; ++i) {
+    // LLaDA computes angles in float32; so do we, from a float32 frequency, so that long contexts
+    // agree.
+    const auto frequency = static_cast<float>(
+        1.0 / std::pow(config_.rope_theta,
+                       2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
+    for (int64_t n = 0; n < config_.context; ++n) {
+      const float angle = static_cast<float>(n) * frequency;
+      cos_[n * half + i] = std::cos(angle);
+      sin_[n * half + i] = std::sin(angle);
+    }
+  }
+}
+
+std::shared_ptr<const Model> Model::load(const std::string& folder, Backend backend,
+                                         std::optional<DType> dtype, int threads,
+                                         int32_t eot_token_id, const Kernels& kernels) {
+  const Checkpoint checkpoint(folder);
+  ModelConfig config = ModelConfig::parse(checkpoint.config(), folder + "/config.json");
+  require(-1 <= eot_token_id && eot_token_id < config.embeddings,
+          "[model] eot_token_id: expected an id of 0..", config.embeddings - 1,
+          ", or -1 for none, got ", eot_token_id);
+  if (config.eot_token_id < 0) config.eot_token_id = eot_token_id;
+  Weights weights = load_weights(checkpoint, config, kernels, backend, dtype, threads);
+  return std::shared_ptr<const Model>(
+      new Model(std::move(config), std::move(weights), backend, kernels));
+}
+
+RequestState Model::make_request(std::vector<int32_t> tokens, int64_t p, const Kept& kept) const {
+  RequestState r;
+  r.tokens = std::move(tokens);
+  r.p = p;
+  const int64_t n = r.n();
+  require(n > 0, "[request] canvas: expected at least one token, got none");
+  require(n <= config_.context, "[request] length: expected at most ", config_.context,
+          " tokens (the model's context), got ", n);
+  for (int64_t i = 0; i < n; ++i) {
+    require(0 <= r.tokens[i] && r.tokens[i] < config_.embeddings, "[request] token ", i,
+            ": expected an id of 0..", config_.embeddings - 1, ", got ", r.tokens[i]);
+  }
+  r.cache = LayerCache(config_.layers, n, config_.kv_width(), config_.dim, kept);
+  r.work.resize(static_cast<size_t>(config_.layers) + 1);
+  return r;
+}
+
+}  // namespace bicache

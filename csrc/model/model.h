@@ -1,0 +1,85 @@
+// Model: weights and the one forward pass, which executes the plans of one or several requests at
+// once.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/plan.h"
+#include "cache/request.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace bicache {
+
+// Opt-in look at the activations of a pass: layer (L: after the last), name, rows of all requests
+// in the batch, one after the other. Names: "residual" [R, E] entering the layer, "q" [R, H * D],
+// "k", "v" [R, G * D] (q, k after RoPE), "attention" [R, E] (after the output projection), "ffn"
+// [R, E], "logits" [R, V].
+using Tap = std::function<void(int layer, const char* name, View<const float> values)>;
+
+// One request's part in a pass.
+struct Pass {
+  RequestState* request = nullptr;
+  const StepPlan* plan = nullptr;
+  PrefixEntry* record = nullptr;  // filled with K, V and residuals of its first rows, if not null
+  View<float> logits;  // out: [plan->logits.size(), V]; the workspace's, until its next pass
+};
+
+// Buffers of a pass, grown as needed and reused. One pass at a time.
+struct Workspace {
+  std::vector<Buffer<float>> residual;  // per request [N, E]
+  Buffer<float> normed;                 // [R, E]
+  Buffer<float> q, mixed;               // [R, H * D]
+  Buffer<float> k, v;                   // [R, G * D]
+  Buffer<float> attention, ffn;         // [R, E]
+  Buffer<float> gate, up;               // [R, F]
+  Buffer<float> logits;                 // [R, V]
+  std::vector<const float*> key_rows;   // per request: K pointers [N], V pointers [N]
+};
+
+class Model {
+ public:
+  // Reads, checks and packs a checkpoint folder. `eot_token_id`: what the tokenizer knows where
+  // config.json does not say.
+  static std::shared_ptr<const Model> load(const std::string& folder, Backend backend,
+                                           std::optional<DType> dtype, int threads,
+                                           int32_t eot_token_id = -1,
+                                           const Kernels& kernels = bicache::kernels());
+
+  const ModelConfig& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  Backend backend() const { return backend_; }
+  const Kernels& kernels() const { return *kernels_; }
+
+  // A request of this model: canvas, p, and the storage its policy asks for.
+  RequestState make_request(std::vector<int32_t> tokens, int64_t p, const Kept& kept) const;
+
+  // One pass: GEMMs over the rows of all requests together, attention per request over all its N
+  // keys. Bits of a row do not depend on the other requests or on `threads` (Backend::packed).
+  // Requests must be distinct.
+  void forward(std::span<Pass> batch, Workspace& workspace, int threads, const Tap& tap = {}) const;
+
+  // cos and sin [context, D / 2] of RoPE's angles.
+  const float* rope_cos(int64_t position) const {
+    return cos_.data() + position * config_.head_dim / 2;
+  }
+  const float* rope_sin(int64_t position) const {
+    return sin_.data() + position * config_.head_dim / 2;
+  }
+
+ private:
+  Model(ModelConfig config, Weights weights, Backend backend, const Kernels& kernels);
+
+  ModelConfig config_;
+  Weights weights_;
+  Backend backend_;
+  const Kernels* kernels_;
+  Buffer<float> cos_, sin_;
+};
+
+}  // namespace bicache

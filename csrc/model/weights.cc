@@ -1,0 +1,242 @@
+#include "model/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include "base/check.h"
+#include "base/parallel.h"
+
+namespace bicache {
+namespace {
+
+// Where a family keeps its tensors; per layer, "N" is the layer's number.
+struct NameTable {
+  const char *embedding, *final_norm, *head;
+  const char *attention_norm, *ffn_norm, *q_norm, *k_norm, *q, *k, *v, *attention_out, *gate, *up,
+      *down;
+};
+
+// LLaDA's head and its FFN's down projection share the short name ff_out.
+constexpr NameTable kLlada = {
+    .embedding = "model.transformer.wte.weight",
+    .final_norm = "model.transformer.ln_f.weight",
+    .head = "model.transformer.ff_out.weight",
+    .attention_norm = "model.transformer.blocks.N.attn_norm.weight",
+    .ffn_norm = "model.transformer.blocks.N.ff_norm.weight",
+    .q_norm = "model.transformer.blocks.N.q_norm.weight",
+    .k_norm = "model.transformer.blocks.N.k_norm.weight",
+    .q = "model.transformer.blocks.N.q_proj.weight",
+    .k = "model.transformer.blocks.N.k_proj.weight",
+    .v = "model.transformer.blocks.N.v_proj.weight",
+    .attention_out = "model.transformer.blocks.N.attn_out.weight",
+    .gate = "model.transformer.blocks.N.ff_proj.weight",
+    .up = "model.transformer.blocks.N.up_proj.weight",
+    .down = "model.transformer.blocks.N.ff_out.weight",
+};
+
+// Buffers that some exporters store and nobody needs: they follow from the configuration.
+bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
+
+void check_finite(const Tensor& t, const std::string& where) {
+  const int64_t step = size_bytes(t.dtype), count = static_cast<int64_t>(t.bytes.size()) / step;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits = 0;
+    if (t.dtype == DType::f32) {
+      std::memcpy(&bits, t.bytes.data() + i * 4, 4);
+    } else {
+      uint16_t half;
+      std::memcpy(&half, t.bytes.data() + i * 2, 2);
+      bits = uint32_t{half} << 16;
+    }
+    require((bits & 0x7f800000u) != 0x7f800000u, "[", where, "] tensor ", t.name,
+            ": expected finite weights, got NaN or Inf at element ", i);
+  }
+}
+
+class Loader {
+ public:
+  Loader(const Checkpoint& checkpoint, const ModelConfig& config, const NameTable& names,
+         const Kernels& kernels, Backend backend, int threads)
+      : checkpoint_(checkpoint),
+        c_(config),
+        names_(names),
+        kernels_(kernels),
+        backend_(backend),
+        threads_(threads) {}
+
+  Weights load(std::optional<DType> dtype) {
+    check_names();
+    for (const auto& [name, shape] : expected_) tensors_.push_back(checkpoint_.tensor(name, shape));
+    checkpoint_.check_size();
+    parallel_for(static_cast<int64_t>(tensors_.size()), threads_, [&](int64_t i) {
+      check_finite(tensors_[static_cast<size_t>(i)], checkpoint_.folder());
+    });
+    const Tensor& first = tensors_[0];
+    Weights w;
+    w.dtype = dtype.value_or(backend_ == Backend::blas ? DType::f32 : first.dtype);
+    require(
+        backend_ == Backend::packed || w.dtype == DType::f32,
+        "[model] dtype: expected f32 with backend=\"blas\" (OpenBLAS has no bf16 product), got ",
+        name(w.dtype));
+    w.embedding = embedding(w.dtype);
+    for (int l = 0; l < c_.layers; ++l) w.layers.push_back(layer(l, w.dtype));
+    w.final_norm = vector(names_.final_norm);
+    w.head = matrix(names_.head, c_.vocab, c_.dim, w.dtype);
+    return w;
+  }
+
+ private:
+  using Shape = std::vector<int64_t>;
+
+  static std::string at(const char* name, int layer) {
+    std::string text = name;
+    if (const size_t n = text.find(".N."); n != std::string::npos)
+      text.replace(n + 1, 1, std::to_string(layer));
+    return text;
+  }
+
+  void expect(std::string name, Shape shape) {
+    expected_.emplace_back(std::move(name), std::move(shape));
+  }
+
+  void check_names() {
+    const int64_t e = c_.dim, q = c_.q_width(), kv = c_.kv_width();
+    expect(names_.embedding, {c_.embeddings, e});
+    for (int l = 0; l < c_.layers; ++l) {
+      expect(at(names_.attention_norm, l), {e});
+      expect(at(names_.ffn_norm, l), {e});
+      if (c_.qk_norm) {
+        expect(at(names_.q_norm, l), {c_.head_dim});
+        expect(at(names_.k_norm, l), {c_.head_dim});
+      }
+      expect(at(names_.q, l), {q, e});
+      expect(at(names_.k, l), {kv, e});
+      expect(at(names_.v, l), {kv, e});
+      expect(at(names_.attention_out, l), {e, q});
+      expect(at(names_.gate, l), {c_.ffn, e});
+      expect(at(names_.up, l), {c_.ffn, e});
+      expect(at(names_.down, l), {e, c_.ffn});
+    }
+    expect(names_.final_norm, {e});
+    expect(names_.head, {c_.embeddings, e});
+
+    std::set<std::string> known;
+    for (const auto& [name, shape] : expected_) known.insert(name);
+    for (const std::string& name : checkpoint_.names()) {
+      require(known.contains(name) || is_derived(name), "[", checkpoint_.folder(), "] tensor ",
+              name, ": expected only tensors of a ", c_.family,
+              " model as config.json describes it (", c_.layers, " layers), got one more");
+    }
+  }
+
+  const Tensor& find(const std::string& name) const {
+    const auto it = std::find_if(tensors_.begin(), tensors_.end(),
+                                 [&](const Tensor& t) { return t.name == name; });
+    internal_check(it != tensors_.end(), "[model] tensor ", name, " was not expected");
+    return *it;
+  }
+
+  Buffer<float> vector(const std::string& name) const {
+    const Tensor& t = find(name);
+    Buffer<float> out(t.shape[0]);
+    convert(t, t.shape[0], out.data());
+    return out;
+  }
+
+  static void convert(const Tensor& t, int64_t count, float* out) {
+    if (t.dtype == DType::f32) {
+      std::memcpy(out, t.bytes.data(), static_cast<size_t>(count) * 4);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      bf16 x;
+      std::memcpy(&x, t.bytes.data() + i * 2, 2);
+      out[i] = to_float(x);
+    }
+  }
+
+  Buffer<std::byte> embedding(DType kept) const {
+    const Tensor& t = find(names_.embedding);
+    const int64_t count = checked_mul(c_.embeddings, c_.dim, "embedding");
+    Buffer<std::byte> out(checked_mul(count, size_bytes(kept), "embedding"));
+    if (kept == t.dtype) {
+      std::memcpy(out.data(), t.bytes.data(), t.bytes.size());
+    } else if (kept == DType::f32) {
+      convert(t, count, reinterpret_cast<float*>(out.data()));
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        float x;
+        std::memcpy(&x, t.bytes.data() + i * 4, 4);
+        const bf16 y = to_bf16(x);
+        std::memcpy(out.data() + i * 2, &y, 2);
+      }
+    }
+    return out;
+  }
+
+  Matrix matrix(const std::string& name, int64_t outputs, int64_t inputs, DType kept) const {
+    const Tensor& t = find(name);
+    return {kernels_, backend_, t.bytes.data(), t.dtype, kept, outputs, inputs, threads_};
+  }
+
+  LayerWeights layer(int l, DType kept) const {
+    const int64_t e = c_.dim, q = c_.q_width(), kv = c_.kv_width();
+    LayerWeights w;
+    w.attention_norm = vector(at(names_.attention_norm, l));
+    w.ffn_norm = vector(at(names_.ffn_norm, l));
+    if (c_.qk_norm) {
+      w.q_norm = vector(at(names_.q_norm, l));
+      w.k_norm = vector(at(names_.k_norm, l));
+    }
+    w.q = matrix(at(names_.q, l), q, e, kept);
+    w.k = matrix(at(names_.k, l), kv, e, kept);
+    w.v = matrix(at(names_.v, l), kv, e, kept);
+    w.attention_out = matrix(at(names_.attention_out, l), e, q, kept);
+    w.gate = matrix(at(names_.gate, l), c_.ffn, e, kept);
+    w.up = matrix(at(names_.up, l), c_.ffn, e, kept);
+    w.down = matrix(at(names_.down, l), e, c_.ffn, kept);
+    return w;
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig& c_;
+  const NameTable& names_;
+  const Kernels& kernels_;
+  Backend backend_;
+  int threads_;
+  std::vector<std::pair<std::string, Shape>> expected_;
+  std::vector<Tensor> tensors_;
+};
+
+}  // namespace
+
+int64_t Weights::size_bytes() const {
+  int64_t bytes = embedding.size_bytes() + final_norm.size_bytes() + head.size_bytes();
+  for (const LayerWeights& w : layers) {
+    for (const Buffer<float>* b : {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm})
+      bytes += b->size_bytes();
+    for (const Matrix* m : {&w.q, &w.k, &w.v, &w.attention_out, &w.gate, &w.up, &w.down})
+      bytes += m->size_bytes();
+  }
+  return bytes;
+}
+
+void Weights::embed(int32_t token, int64_t dim, float* x) const {
+  const std::byte* row = embedding.data() + token * dim * bicache::size_bytes(dtype);
+  if (dtype == DType::f32) {
+    std::memcpy(x, row, static_cast<size_t>(dim) * 4);
+    return;
+  }
+  const bf16* values = reinterpret_cast<const bf16*>(row);
+  for (int64_t i = 0; i < dim; ++i) x[i] = to_float(values[i]);
+}
+
+Weights load_weights(const Checkpoint& checkpoint, const ModelConfig& config,
+                     const Kernels& kernels, Backend backend, std::optional<DType> dtype,
+                     int threads) {
+  return Loader(checkpoint, config, kLlada, kernels, backend, threads).load(dtype);
+}
+
+}  // namespace bicache

@@ -1,0 +1,43 @@
+// The weights of one model, packed for the kernels, and the name tables that say where a checkpoint
+// keeps them.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "files/checkpoint.h"
+#include "kernels/gemm.h"
+#include "model/config.h"
+
+namespace bicache {
+
+struct LayerWeights {
+  Buffer<float> attention_norm, ffn_norm;  // [E]
+  Buffer<float> q_norm, k_norm;            // [D]; empty without qk_norm
+  Matrix q;                                // [H * D, E]
+  Matrix k, v;                             // [G * D, E]
+  Matrix attention_out;                    // [E, H * D]
+  Matrix gate, up;                         // [F, E]
+  Matrix down;                             // [E, F]
+};
+
+struct Weights {
+  DType dtype = DType::f32;     // of the matrices and the embedding; norms are float32
+  Buffer<std::byte> embedding;  // [embeddings, E]
+  std::vector<LayerWeights> layers;
+  Buffer<float> final_norm;  // [E]
+  Matrix head;               // [V, E]
+
+  int64_t size_bytes() const;
+  // x[0..E) = the embedding of `token`, in float32.
+  void embed(int32_t token, int64_t dim, float* x) const;
+};
+
+// Every tensor the family needs, with its shape checked before anything is packed; tensors nobody
+// asked for, and NaN or Inf in a weight, are errors that name the tensor. `dtype`: what to hold the
+// matrices in; empty: as the checkpoint does (float32 with Backend::blas).
+Weights load_weights(const Checkpoint& checkpoint, const ModelConfig& config,
+                     const Kernels& kernels, Backend backend, std::optional<DType> dtype,
+                     int threads);
+
+}  // namespace bicache
