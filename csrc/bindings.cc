@@ -1,0 +1,452 @@
+// The Python module bicache._core: one to one with the C++ names, no logic.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/parallel.h"
+#include "base/rng.h"
+#include "engine/engine.h"
+#include "files/checkpoint.h"
+#include "kernels/kernels.h"
+
+namespace py = pybind11;
+
+namespace bicache {
+namespace {
+
+// ---- arrays
+// ---------------------------------------------------------------------------------------------------------
+
+// A NumPy array that owns `values`, without a copy.
+template <class T>
+py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape = {}) {
+  auto* owned = new std::vector<T>(std::move(values));  // freed by the capsule
+  const py::capsule owner(owned, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  if (shape.empty()) shape.push_back(static_cast<py::ssize_t>(owned->size()));
+  return py::array_t<T>(shape, owned->data(), owner);
+}
+
+template <class T>
+std::vector<T> to_vector(const py::handle& object, const char* where) {
+  require(py::isinstance<py::array_t<T>>(object), where, ": expected a NumPy array of ",
+          py::str(py::dtype::of<T>()).template cast<std::string>(), ", got ",
+          py::str(py::hasattr(object, "dtype") ? py::object(object.attr("dtype"))
+                                               : py::type::of(object))
+              .template cast<std::string>());
+  const auto array = py::array_t<T, py::array::c_style>::ensure(object);
+  require(array && array.ndim() == 1, where, ": expected one dimension, got ",
+          array ? array.ndim() : 0);
+  return {array.data(), array.data() + array.size()};
+}
+
+// ---- options
+// --------------------------------------------------------------------------------------------------------
+
+void assign(int64_t& field, const py::handle& value, const char* name) {
+  if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr())) {
+    throw py::type_error(cat("[generate] ", name, ": expected an int, got ",
+                             py::str(py::type::of(value)).cast<std::string>()));
+  }
+  const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+  int overflow = 0;
+  const int64_t x = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  require(overflow == 0, "[generate] ", name, ": expected a 64-bit int, got a larger one");
+  field = x;
+}
+
+void assign(std::optional<int64_t>& field, const py::handle& value, const char* name) {
+  int64_t x = 0;
+  assign(x, value, name);
+  field = x;
+}
+
+void assign(double& field, const py::handle& value, const char* name) {
+  const bool number =
+      !PyBool_Check(value.ptr()) &&
+      (PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()) || py::hasattr(value, "__float__"));
+  if (!number || PyUnicode_Check(value.ptr())) {
+    throw py::type_error(cat("[generate] ", name, ": expected a float, got ",
+                             py::str(py::type::of(value)).cast<std::string>()));
+  }
+  field = py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+}
+
+void assign(bool& field, const py::handle& value, const char* name) {
+  if (!PyBool_Check(value.ptr())) {
+    throw py::type_error(cat("[generate] ", name, ": expected a bool, got ",
+                             py::str(py::type::of(value)).cast<std::string>()));
+  }
+  field = value.cast<bool>();
+}
+
+void assign(std::string& field, const py::handle& value, const char* name) {
+  if (!PyUnicode_Check(value.ptr())) {
+    throw py::type_error(cat("[generate] ", name, ": expected a str, got ",
+                             py::str(py::type::of(value)).cast<std::string>()));
+  }
+  field = value.cast<std::string>();
+}
+
+GenerationOptions to_options(const py::dict& values) {
+  GenerationOptions options;
+  std::string names;
+  size_t used = 0;
+  options.visit([&](const char* name, auto& field, const char*, const char*) {
+    names += (names.empty() ? "" : ", ") + std::string(name);
+    if (!values.contains(name)) return;
+    ++used;
+    if (!values[name].is_none()) assign(field, values[name], name);
+  });
+  if (used == values.size()) return options;
+  for (const auto& [key, value] : values) {
+    bool known = false;
+    options.visit([&](const char* name, auto&, const char*, const char*) {
+      known |= key.equal(py::str(name));
+    });
+    require(known, "[generate] options: expected ", names, ", got ",
+            py::str(key).cast<std::string>());
+  }
+  return options;
+}
+
+const char* type_name(const int64_t&) { return "int"; }
+const char* type_name(const std::optional<int64_t>&) { return "int"; }
+const char* type_name(const double&) { return "float"; }
+const char* type_name(const bool&) { return "bool"; }
+const char* type_name(const std::string&) { return "str"; }
+
+py::list option_table() {
+  py::list table;
+  GenerationOptions().visit(
+      [&](const char* name, auto& field, const char* help, const char* choices) {
+        py::object values = py::none();
+        if (*choices != '\0') values = py::str(choices).attr("split")("|");
+        using namespace py::literals;
+        table.append(py::dict("name"_a = name, "type"_a = type_name(field), "default"_a = field,
+                              "help"_a = help, "choices"_a = values));
+      });
+  return table;
+}
+
+py::list policies() {
+  using namespace py::literals;
+  py::list table;
+  for (const PolicyRow& row : policy_table()) {
+    py::list fields;
+    for (const PolicyField& f : row.fields) {
+      fields.append(py::dict("name"_a = f.name, "default"_a = f.value, "help"_a = f.help));
+    }
+    table.append(py::dict("name"_a = row.name, "help"_a = row.help, "fields"_a = fields,
+                          "identity"_a = row.identity));
+  }
+  return table;
+}
+
+// ---- results
+// --------------------------------------------------------------------------------------------------------
+
+template <class F>
+py::array_t<int64_t> per_layer(const std::vector<Work>& work, size_t layers, F&& count) {
+  std::vector<int64_t> rows(layers, 0);
+  for (size_t l = 0; l < std::min(layers, work.size()); ++l) rows[l] = count(work[l]);
+  return to_array(std::move(rows));
+}
+
+int64_t total_flops(const std::vector<Work>& work) {
+  int64_t flops = 0;
+  for (const Work& w : work) flops += w.flops;
+  return flops;
+}
+
+py::dict stats_dict(const RequestStats& s) {
+  using namespace py::literals;
+  const size_t layers = s.work.empty() ? 0 : s.work.size() - 1;
+  const auto recomputed = [](const Work& w) { return w.rows_of(Op::attention); };
+  const auto value_only = [](const Work& w) { return w.rows_of(Op::v) - w.rows_of(Op::attention); };
+  return py::dict("rows_per_layer"_a = per_layer(s.work, layers, recomputed),
+                  "value_rows_per_layer"_a = per_layer(s.work, layers, value_only),
+                  "head_rows"_a = s.work.empty() ? 0 : s.work.back().rows_of(Op::head),
+                  "flops"_a = total_flops(s.work),
+                  "entry_rows_per_layer"_a = per_layer(s.entry_work, layers, recomputed),
+                  "entry_flops"_a = total_flops(s.entry_work), "prefix_hit"_a = s.prefix_hit,
+                  "depth"_a = s.depth, "refreshes"_a = s.refreshes, "steps"_a = s.steps,
+                  "passes"_a = s.passes, "cache_bytes"_a = s.cache_bytes, "seconds"_a = s.seconds);
+}
+
+template <class T, class F>
+py::array_t<T> of_commits(const StepEvent& e, F&& get) {
+  std::vector<T> values;
+  for (const Commit& c : e.commits) values.push_back(get(c));
+  return to_array(std::move(values));
+}
+
+// ---- engine
+// ---------------------------------------------------------------------------------------------------------
+
+std::optional<DType> to_dtype(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  require(text == "f32" || text == "bf16", "[engine] dtype: expected auto, f32 or bf16, got \"",
+          text, "\"");
+  return text == "f32" ? DType::f32 : DType::bf16;
+}
+
+std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string& dtype,
+                                    const std::string& backend, int threads,
+                                    int64_t prefix_budget_bytes, int32_t eot_token_id) {
+  require(backend == "packed" || backend == "blas",
+          "[engine] backend: expected packed or blas, got \"", backend, "\"");
+  const std::optional<DType> kept = to_dtype(dtype);
+  const py::gil_scoped_release release;
+  if (threads == 0) threads = available_threads();
+  require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, or 0 for all, got ",
+          threads);
+  auto model = Model::load(folder, backend == "blas" ? Backend::blas : Backend::packed, kept,
+                           threads, eot_token_id);
+  return std::make_shared<Engine>(std::move(model), threads, prefix_budget_bytes);
+}
+
+std::shared_ptr<Generation> start(std::shared_ptr<Engine> engine, const py::list& list,
+                                  int64_t batch_rows) {
+  std::vector<Request> requests;
+  for (const py::handle& item : list) {
+    const auto [tokens, prefix, options, cache] =
+        item.cast<std::tuple<py::object, int64_t, py::dict, std::string>>();
+    requests.push_back({to_vector<int32_t>(tokens, "[generate] prompt"), prefix,
+                        to_options(options), make_policy(cache)});
+  }
+  return std::make_shared<Generation>(std::move(engine), std::move(requests), batch_rows);
+}
+
+py::array_t<float> forward(Engine& engine, const py::object& tokens, const py::object& rows) {
+  auto ids = to_vector<int32_t>(tokens, "[forward] tokens");
+  std::vector<int64_t> positions;
+  if (rows.is_none()) {
+    for (size_t i = 0; i < ids.size(); ++i) positions.push_back(static_cast<int64_t>(i));
+  } else {
+    positions = to_vector<int64_t>(rows, "[forward] rows");
+  }
+  std::vector<float> logits;
+  {
+    const py::gil_scoped_release release;
+    logits = engine.forward(std::move(ids), positions);
+  }
+  return to_array(std::move(logits), {static_cast<py::ssize_t>(positions.size()),
+                                      static_cast<py::ssize_t>(engine.model().config().vocab)});
+}
+
+// A Python callable that any thread may drop.
+Tap to_tap(py::object function) {
+  if (function.is_none()) return {};
+  const std::shared_ptr<py::object> held(new py::object(std::move(function)), [](py::object* f) {
+    const py::gil_scoped_acquire acquire;
+    delete f;
+  });
+  return [held](int layer, const char* name, View<const float> values) {
+    const py::gil_scoped_acquire acquire;
+    py::array_t<float> array({values.rows, values.cols});
+    for (int64_t i = 0; i < values.rows; ++i)
+      std::copy_n(values.row(i), values.cols, array.mutable_data(i, 0));
+    (*held)(layer, name, array);
+  };
+}
+
+py::dict prefix_stats(Engine& engine) {
+  using namespace py::literals;
+  const PrefixStore::Stats s = engine.store().stats();
+  return py::dict("entries"_a = s.entries, "size_bytes"_a = s.size_bytes,
+                  "budget_bytes"_a = s.budget_bytes, "hits"_a = s.hits, "misses"_a = s.misses,
+                  "evictions"_a = s.evictions, "refused"_a = s.refused);
+}
+
+py::dict checkpoint_info(const std::string& folder) {
+  using namespace py::literals;
+  const Checkpoint checkpoint(folder);
+  py::dict tensors;
+  int64_t parameters = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const Tensor t = checkpoint.tensor(name);
+    parameters += static_cast<int64_t>(t.bytes.size()) / size_bytes(t.dtype);
+    tensors[py::str(name)] =
+        py::make_tuple(std::string(bicache::name(t.dtype)), py::tuple(py::cast(t.shape)));
+  }
+  return py::dict("tensors"_a = tensors, "size_bytes"_a = checkpoint.size_bytes(),
+                  "parameters"_a = parameters);
+}
+
+py::array_t<double> uniform_array(int64_t seed, const std::string& stream, int64_t step,
+                                  int64_t position, int64_t count) {
+  require(stream == "token" || stream == "confidence",
+          "[uniform] stream: expected token or confidence, got \"", stream, "\"");
+  require(count >= 0, "[uniform] count: expected >= 0, got ", count);
+  std::vector<double> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = uniform(static_cast<uint64_t>(seed),
+                        stream == "token" ? Stream::token : Stream::confidence, step, position, i);
+  }
+  return to_array(std::move(values));
+}
+
+// ---- module
+// ---------------------------------------------------------------------------------------------------------
+
+#ifdef BICACHE_NUMPY1_ONLY
+// Built with a pybind11 that reads NumPy 2's dtypes wrongly, without an error.
+void refuse_numpy2() {
+  const auto version = py::module_::import("numpy").attr("__version__").cast<std::string>();
+  if (std::stoi(version) >= 2) {
+    throw py::import_error(
+        "[bicache] NumPy: expected 1.x (this build uses a pybind11 older than NumPy 2), got " +
+        version);
+  }
+}
+#endif
+
+void bind_config(py::module_& m) {
+  py::class_<ModelConfig>(m, "Config",
+                          "Sizes and flags of a checkpoint, read from its config.json.")
+      .def_readonly("family", &ModelConfig::family)
+      .def_readonly("layers", &ModelConfig::layers)
+      .def_readonly("dim", &ModelConfig::dim)
+      .def_readonly("heads", &ModelConfig::heads)
+      .def_readonly("kv_heads", &ModelConfig::kv_heads)
+      .def_readonly("head_dim", &ModelConfig::head_dim)
+      .def_readonly("ffn", &ModelConfig::ffn)
+      .def_readonly("vocab", &ModelConfig::vocab)
+      .def_readonly("embeddings", &ModelConfig::embeddings)
+      .def_readonly("context", &ModelConfig::context)
+      .def_readonly("norm_eps", &ModelConfig::norm_eps)
+      .def_readonly("rope_theta", &ModelConfig::rope_theta)
+      .def_readonly("qk_norm", &ModelConfig::qk_norm)
+      .def_readonly("shift", &ModelConfig::shift)
+      .def_readonly("mask_token_id", &ModelConfig::mask_token_id)
+      .def_readonly("eos_token_id", &ModelConfig::eos_token_id)
+      .def_readonly("eot_token_id", &ModelConfig::eot_token_id);
+}
+
+void bind_generation(py::module_& m) {
+  py::class_<StepEvent>(m, "StepEvent", "One committed denoising step of one request.")
+      .def_readonly("request", &StepEvent::request)
+      .def_readonly("step", &StepEvent::step)
+      .def_property_readonly("positions",
+                             [](const StepEvent& e) {
+                               return of_commits<int64_t>(
+                                   e, [](const Commit& c) { return c.position; });
+                             })
+      .def_property_readonly("tokens",
+                             [](const StepEvent& e) {
+                               return of_commits<int32_t>(e,
+                                                          [](const Commit& c) { return c.token; });
+                             })
+      .def_property_readonly("confidences",
+                             [](const StepEvent& e) {
+                               return of_commits<float>(
+                                   e, [](const Commit& c) { return c.confidence; });
+                             })
+      .def_property_readonly("canvas", [](const StepEvent& e) { return to_array(e.canvas); });
+
+  py::class_<Result>(m, "Result", "What one request produced.")
+      .def_property_readonly("tokens", [](const Result& r) { return to_array(r.tokens); })
+      .def_property_readonly("confidences", [](const Result& r) { return to_array(r.confidences); })
+      .def_readonly("finish_reason", &Result::finish_reason)
+      .def_property_readonly("stats", [](const Result& r) { return stats_dict(r.stats); });
+
+  py::class_<Generation, std::shared_ptr<Generation>>(
+      m, "Generation", "A batch of requests under way; made by Engine.start.")
+      .def_property_readonly("done", &Generation::done)
+      .def_property_readonly("finished", &Generation::finished)
+      .def_property_readonly("steps_done", &Generation::steps_done)
+      .def_property_readonly("steps_total", &Generation::steps_total)
+      .def("step", &Generation::step, py::call_guard<py::gil_scoped_release>(),
+           "One forward pass of the batch, then sampling: what it committed, per request. Releases "
+           "the GIL.")
+      .def("cancel", &Generation::cancel, py::arg("request"),
+           "Ends one request before its next pass.")
+      .def("results", &Generation::results,
+           "One per request, in order; RuntimeError before `done`.");
+}
+
+void bind_engine(py::module_& m) {
+  py::class_<Engine, std::shared_ptr<Engine>>(
+      m, "Engine",
+      "A loaded model and its prefix store. Safe to use from several threads: steps take turns.")
+      .def(py::init(&load_engine), py::arg("folder"), py::kw_only(), py::arg("dtype") = "auto",
+           py::arg("backend") = "packed", py::arg("threads") = 0,
+           py::arg("prefix_budget_bytes") = int64_t{1} << 30, py::arg("eot_token_id") = -1)
+      .def_property_readonly("config", [](const Engine& e) { return e.model().config(); })
+      .def_property_readonly(
+          "dtype", [](const Engine& e) { return std::string(name(e.model().weights().dtype)); })
+      .def_property_readonly(
+          "backend",
+          [](const Engine& e) { return e.model().backend() == Backend::blas ? "blas" : "packed"; })
+      .def_property_readonly("threads", &Engine::threads)
+      .def_property_readonly("weight_bytes",
+                             [](const Engine& e) { return e.model().weights().size_bytes(); })
+      .def("forward", &forward, py::arg("tokens"), py::arg("rows") = py::none(),
+           "Logits float32 [len(rows), V] of positions `rows` (None: all N) of tokens int32 [N], "
+           "without any cache.")
+      .def("start", &start, py::arg("requests"), py::kw_only(), py::arg("batch_rows") = 4096,
+           "Requests are (prompt ids int32 [p + u], p, options, cache string); checked before "
+           "anything runs.")
+      .def(
+          "set_tap",
+          [](Engine& e, py::object function) {
+            Tap tap = to_tap(std::move(function));
+            const py::gil_scoped_release release;
+            e.set_tap(std::move(tap));
+          },
+          py::arg("tap"), "tap(layer, name, float32 array) for every pass from now on; None: off.")
+      .def("prefix_stats", &prefix_stats)
+      .def("clear_prefixes", [](Engine& e) { e.store().clear(); });
+}
+
+}  // namespace
+}  // namespace bicache
+
+PYBIND11_MODULE(_core, m) {
+  using namespace bicache;
+  m.doc() = "The compiled engine: thin bindings, no logic. Use the `bicache` package.";
+#ifdef BICACHE_NUMPY1_ONLY
+  refuse_numpy2();
+#endif
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const FileError& e) {
+      PyErr_SetObject(PyExc_OSError, py::make_tuple(e.code(), e.what(), e.path()).ptr());
+    }
+  });
+  m.attr("__version__") = BICACHE_VERSION;
+  bind_config(m);
+  bind_generation(m);
+  bind_engine(m);
+  m.def(
+      "read_config",
+      [](const std::string& folder) {
+        return ModelConfig::parse(Checkpoint(folder).config(), folder + "/config.json");
+      },
+      py::arg("folder"), "Sizes and flags of a checkpoint folder, checked; loads no weight.");
+  m.def("checkpoint_info", &checkpoint_info, py::arg("folder"),
+        "{'tensors': {name: (dtype, shape)}, 'size_bytes', 'parameters'}, without loading any "
+        "weight.");
+  m.def("option_table", &option_table, "Generation options: name, type, default, help, choices.");
+  m.def("policy_table", &policies,
+        "Cache policies: name, help, fields (name, default, help), identity.");
+  m.def(
+      "canonical_policy", [](const std::string& cache) { return make_policy(cache)->spec(); },
+      py::arg("cache"), "The cache string with every setting written out.");
+  m.def("isa", [] { return kernels().isa; }, "The kernel table in use.");
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* k : available_kernels()) names.emplace_back(k->isa);
+    return names;
+  });
+  m.def("available_threads", &available_threads,
+        "CPUs this process may use: affinity mask and cgroup quota.");
+  m.def("parallel_backend", &parallel_backend);
+  m.def("blas_config", &blas_config);
+  m.def("uniform", &uniform_array, py::arg("seed"), py::arg("stream"), py::arg("step"),
+        py::arg("position"), py::arg("count"),
+        "The sampler's random numbers float64 [count] in [0, 1): stream 'token' (by vocabulary "
+        "index) or 'confidence'.");
+}

@@ -1,0 +1,71 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace bicache {
+
+Engine::Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes)
+    : model_(std::move(model)), threads_(threads), store_(prefix_budget_bytes) {
+  require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, got ", threads);
+}
+
+void Engine::set_tap(Tap tap) {
+  const std::lock_guard lock(mutex_);
+  tap_ = std::move(tap);
+}
+
+std::vector<float> Engine::forward(std::vector<int32_t> tokens,
+                                   const std::vector<int64_t>& positions) {
+  const std::lock_guard lock(mutex_);
+  RequestState request = model_->make_request(std::move(tokens), 0, {});
+  for (const int64_t i : positions) {
+    require(0 <= i && i < request.n(), "[forward] rows: expected positions 0..", request.n() - 1,
+            ", got ", i);
+  }
+  const RowSet wanted = RowSet::of(positions);
+  const StepPlan plan = StepPlan::uniform(RowSet::span(0, request.n()), wanted);
+  Pass pass{&request, &plan, nullptr, {}};
+  model_->forward({&pass, 1}, workspace_, threads_, tap_);
+
+  const auto vocab = static_cast<size_t>(model_->config().vocab);
+  const std::vector<int64_t> order = wanted.list();
+  std::vector<float> logits(positions.size() * vocab);
+  for (size_t i = 0; i < positions.size(); ++i) {
+    const int64_t row = std::lower_bound(order.begin(), order.end(), positions[i]) - order.begin();
+    std::copy_n(pass.logits.row(row), vocab, logits.begin() + static_cast<int64_t>(i * vocab));
+  }
+  return logits;
+}
+
+PrefixStore::Entry Engine::prefix_entry(const Request& request, const RequestInfo& info,
+                                        const std::vector<int32_t>& canvas, RequestStats& stats) {
+  EntryNeeds needs = request.policy->needs(info);
+  if (needs.nothing()) return nullptr;
+  const std::span<const int32_t> prefix(canvas.data(), static_cast<size_t>(info.p));
+  PrefixStore::Entry found = store_.find(prefix, needs);
+  stats.prefix_hit = found != nullptr;
+  if (found) return found;
+
+  // Miss: this same forward, everything recomputed, on the prefix alone (or on the first request's
+  // canvas), up to the last layer the entry keeps something of.
+  needs = store_.widened(prefix, needs);
+  const bool alone = needs.source == EntryNeeds::Source::alone;
+  RequestState r = model_->make_request(
+      alone ? std::vector<int32_t>(prefix.begin(), prefix.end()) : canvas, 0, {});
+  const RowSet rows = RowSet::span(0, r.n());
+  int stop = needs.kv_layers;
+  for (const int l : needs.joins) stop = std::max(stop, l);
+  StepPlan plan = StepPlan::uniform(rows, {});
+  if (stop < info.layers) plan.layers.push_back({stop, {}});
+  const auto& c = model_->config();
+  auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs);
+  Pass pass{&r, &plan, entry.get(), {}};
+  model_->forward({&pass, 1}, workspace_, threads_, tap_);
+  stats.entry_work = std::move(r.work);
+  store_.insert(prefix, needs.source, entry);
+  return entry;
+}
+
+}  // namespace bicache

@@ -1,0 +1,137 @@
+// Engine: a loaded model, its prefix store, and the generation loop: plan -> forward -> sample ->
+// commit.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cache/policy.h"
+#include "cache/prefix_store.h"
+#include "engine/options.h"
+#include "engine/sampler.h"
+#include "model/model.h"
+
+namespace bicache {
+
+struct Request {
+  std::vector<int32_t> prompt;  // [p + u]
+  int64_t prefix = 0;           // how many of them are shared; never changed by what their ids are
+  GenerationOptions options;
+  PolicyPtr policy;
+};
+
+// One committed step of one request.
+struct StepEvent {
+  size_t request = 0;  // index in the generation
+  int64_t step = 0;
+  std::vector<Commit> commits;  // by position
+  std::vector<int32_t> canvas;  // [N] after the step
+};
+
+struct RequestStats {
+  std::vector<Work> work;          // [L + 1]: every pass of the request; the last: the head
+  std::vector<Work> entry_work;    // [L + 1]: making the prefix entry, where this request had to
+  std::optional<bool> prefix_hit;  // none: its policy reads no prefix entry
+  int depth = -1;                  // reusable depth b; -1: the policy has none
+  int64_t refreshes = 0;           // passes that recomputed prefix rows from the entry
+  int64_t steps = 0;               // passes that committed tokens
+  int64_t passes = 0;
+  int64_t cache_bytes = 0;  // K/V and deltas of this request alone
+  double seconds = 0;       // from its admission to its end
+};
+
+struct Result {
+  std::vector<int32_t> tokens;     // [g]
+  std::vector<float> confidences;  // [g]; NaN: never committed
+  std::string finish_reason;       // eos | length | cancelled
+  RequestStats stats;
+};
+
+class Engine {
+ public:
+  Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes);
+
+  const Model& model() const { return *model_; }
+  int threads() const { return threads_; }
+  PrefixStore& store() { return store_; }
+  // Of every pass from now on; empty: off.
+  void set_tap(Tap tap);
+
+  // Logits [positions.size(), V] of `positions` of a canvas, everything recomputed.
+  std::vector<float> forward(std::vector<int32_t> tokens, const std::vector<int64_t>& positions);
+
+ private:
+  friend class Generation;
+  // The entry of a request's prefix: found, or made (which `stats` records).
+  PrefixStore::Entry prefix_entry(const Request& request, const RequestInfo& info,
+                                  const std::vector<int32_t>& canvas, RequestStats& stats);
+
+  std::shared_ptr<const Model> model_;
+  int threads_;
+  PrefixStore store_;
+  std::mutex mutex_;  // one pass at a time: workspace and tap
+  Workspace workspace_;
+  Tap tap_;
+};
+
+// Requests under way. Steps may be called from any thread, one at a time; cancel() from any thread
+// at any time.
+class Generation {
+ public:
+  // Checks every request before anything runs: std::invalid_argument "[generate] request I ...". At
+  // most `batch_rows` rows ride in one pass (one request always does); requests are admitted in
+  // order.
+  Generation(std::shared_ptr<Engine> engine, std::vector<Request> requests, int64_t batch_rows);
+
+  bool done() const { return finished_ == static_cast<int64_t>(requests_.size()); }
+  int64_t finished() const { return finished_; }
+  int64_t steps_done() const { return steps_done_; }
+  int64_t steps_total() const { return steps_total_; }
+
+  // One pass of the batch; what it committed.
+  std::vector<StepEvent> step();
+  // The request ends before its next pass, with the canvas as it is.
+  void cancel(size_t request);
+  // One per request, in order. std::logic_error before done().
+  std::vector<Result> results() const;
+
+ private:
+  struct Active {
+    size_t index = 0;
+    RequestInfo info;
+    RequestState state;
+    std::vector<float> confidences;  // [g]
+    RequestStats stats;
+    StepInfo at;              // the next step
+    int64_t block_masks = 0;  // masks of the block when it began
+    std::chrono::steady_clock::time_point begin;
+  };
+
+  void check(size_t index);
+  RequestInfo info(const Request& request) const;
+  void admit();
+  std::unique_ptr<Active> start(size_t index);
+  bool next_block(Active& a) const;
+  void commit(Active& a, const StepPlan& plan, View<float> logits, std::vector<StepEvent>& events);
+  void finish(Active& a, const char* reason);
+  void sweep();
+
+  std::shared_ptr<Engine> engine_;
+  std::vector<Request> requests_;
+  std::vector<Result> results_;
+  std::vector<std::atomic<bool>> cancelled_;
+  int64_t batch_rows_;
+  size_t next_ = 0;  // first request that was not admitted yet
+  std::vector<std::unique_ptr<Active>> active_;
+  std::atomic<int64_t> finished_ = 0, steps_done_ = 0;
+  int64_t steps_total_ = 0;
+  bool failed_ = false;
+};
+
+}  // namespace bicache
