@@ -1,0 +1,35 @@
+"""bicache: runs diffusion language models on CPUs and does not recompute what has not changed.
+
+import bicache
+
+llm = bicache.LLM("records", cache="auto")
+outs = llm.generate("which are red or blue ?", prefix="red fox, blue owl, green bear")
+print(outs[0].text)
+"""
+
+import logging as _logging
+
+from ._core import Config, __version__
+from .checkpoint import shipped_models
+from .llm import LLM, MASK_TEXT
+from .policies import BiCache, Naive, NoCache, Policy
+from .results import Output, RequestStats, StepEvent
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "LLM",
+    "MASK_TEXT",
+    "BiCache",
+    "Config",
+    "Naive",
+    "NoCache",
+    "Output",
+    "Policy",
+    "RequestStats",
+    "StepEvent",
+    "Tokenizer",
+    "__version__",
+    "shipped_models",
+]
+
+_logging.getLogger("bicache").addHandler(_logging.NullHandler())

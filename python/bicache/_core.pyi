@@ -1,0 +1,159 @@
+"""The compiled engine: thin bindings, no logic. Use the `bicache` package."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class Config:
+    """Sizes and flags of a checkpoint, read from its config.json."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def embeddings(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def shift(self) -> int: ...
+    @property
+    def mask_token_id(self) -> int: ...
+    @property
+    def eos_token_id(self) -> int: ...
+    @property
+    def eot_token_id(self) -> int: ...
+
+class StepEvent:
+    """One committed denoising step of one request."""
+
+    @property
+    def request(self) -> int: ...  # index into the requests given to Engine.start
+    @property
+    def step(self) -> int: ...  # 0, 1, ... committed steps of this request
+    @property
+    def positions(self) -> NDArray[np.int64]: ...  # [k] canvas positions committed now, ascending
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...  # [k]
+    @property
+    def confidences(self) -> NDArray[np.float32]: ...  # [k]
+    @property
+    def canvas(self) -> NDArray[np.int32]: ...  # [N] prompt and response after the step
+
+class Result:
+    """What one request produced."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...  # [g]
+    @property
+    def confidences(self) -> NDArray[np.float32]: ...  # [g]; NaN: never committed
+    @property
+    def finish_reason(self) -> str: ...  # "eos", "length", "cancelled"
+    @property
+    def stats(self) -> dict[str, Any]: ...
+
+class Generation:
+    """A batch of requests under way; made by Engine.start."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def finished(self) -> int: ...  # requests that have ended
+    @property
+    def steps_done(self) -> int: ...  # committed steps, all requests
+    @property
+    def steps_total(self) -> int: ...  # upper bound of the same
+    def step(self) -> list[StepEvent]:
+        """One forward pass of the batch, then sampling: what it committed. Releases the GIL."""
+    def cancel(self, request: int) -> None:
+        """Ends one request at its current canvas."""
+    def results(self) -> list[Result]:
+        """One per request, in order; RuntimeError before `done`."""
+
+class Engine:
+    """A loaded model and its prefix store. Safe to use from several threads: steps take turns."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        dtype: str = "auto",
+        backend: str = "packed",
+        threads: int = 0,
+        prefix_budget_bytes: int = 1 << 30,
+        eot_token_id: int = -1,
+    ) -> None: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def dtype(self) -> str: ...  # "f32" or "bf16": how weights are held
+    @property
+    def backend(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def forward(
+        self, tokens: NDArray[np.int32], rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits [len(rows), V] of positions `rows` (None: all N) of tokens [N], uncached."""
+    def start(
+        self,
+        requests: list[tuple[NDArray[np.int32], int, dict[str, Any], str]],
+        *,
+        batch_rows: int = 4096,
+    ) -> Generation:
+        """Requests are (prompt ids [p + u], p, options, cache string); all are checked first."""
+    def set_tap(self, tap: Callable[[int, str, NDArray[np.float32]], None] | None) -> None:
+        """tap(layer, name, array) for every pass from now on; None: off."""
+    def prefix_stats(self) -> dict[str, int]: ...
+    def clear_prefixes(self) -> None: ...
+
+def read_config(folder: str) -> Config:
+    """Sizes and flags of a checkpoint folder, checked; loads no weight."""
+
+def checkpoint_info(folder: str) -> dict[str, Any]:
+    """{"tensors": {name: (dtype, shape)}, "size_bytes", "parameters"}; loads no weight."""
+
+def option_table() -> list[dict[str, Any]]:
+    """Generation options: name, type, default, help, choices."""
+
+def policy_table() -> list[dict[str, Any]]:
+    """Cache policies: name, help, fields (name, default, help), identity."""
+
+def canonical_policy(cache: str) -> str:
+    """The cache string with every setting written out; ValueError as for Engine.start."""
+
+def isa() -> str:
+    """The kernel table in use."""
+
+def available_isas() -> list[str]: ...
+def available_threads() -> int:
+    """CPUs this process may use: affinity mask and cgroup quota."""
+
+def parallel_backend() -> str: ...
+def blas_config() -> str: ...
+def uniform(seed: int, stream: str, step: int, position: int, count: int) -> NDArray[np.float64]:
+    """The sampler's random numbers [count] in [0, 1): stream "token" or "confidence"."""

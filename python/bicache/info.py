@@ -1,0 +1,102 @@
+"""`bicache info`: what a checkpoint is and what it will take, without loading its weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import _core
+from .checkpoint import Sidecar, resolve_path
+from .tokenizer import Tokenizer
+
+_SIZES = (
+    "family", "layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "vocab", "embeddings",
+    "context", "norm_eps", "rope_theta", "qk_norm", "shift", "mask_token_id", "eos_token_id",
+    "eot_token_id",
+)  # fmt: skip
+_F32_BYTES, _BF16_BYTES = 4, 2
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Facts about the checkpoint at `path` (as for LLM) and about this machine, ready for JSON.
+
+    Raises:
+        FileNotFoundError: As for LLM.
+        ValueError: A file is wrong.
+    """
+    folder = resolve_path(path)
+    config = _core.read_config(str(folder))
+    stored = _core.checkpoint_info(str(folder))
+    sidecar = Sidecar.read(folder)
+    tokenizer = folder / "tokenizer.json"
+    parameters = int(stored["parameters"])
+    return {
+        "path": str(folder),
+        "config": {name: getattr(config, name) for name in _SIZES},
+        "tensors": len(stored["tensors"]),
+        "parameters": parameters,
+        "dtypes": sorted({dtype for dtype, _ in stored["tensors"].values()}),
+        "stored_bytes": int(stored["size_bytes"]),
+        "weight_bytes": {"f32": parameters * _F32_BYTES, "bf16": parameters * _BF16_BYTES},
+        # K and V of one prefix token in every layer, as they are kept: f32.
+        "kv_bytes_per_token": 2 * config.layers * config.kv_heads * config.head_dim * _F32_BYTES,
+        "tokenizer_tokens": len(Tokenizer(tokenizer)) if tokenizer.exists() else None,
+        "generation": dict(sidecar.generation),
+        "calibration": dict(sidecar.calibration),
+        "machine": {
+            "isa": _core.isa(),
+            "available_isas": _core.available_isas(),
+            "threads": _core.available_threads(),
+            "parallel": _core.parallel_backend(),
+            "blas": _core.blas_config(),
+        },
+        "version": _core.__version__,
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The facts for a reader, one per line."""
+    config, machine = facts["config"], facts["machine"]
+    weights = facts["weight_bytes"]
+    tokens = facts["tokenizer_tokens"]
+    lines = {
+        "path": facts["path"],
+        "family": config["family"],
+        "sizes": f"{config['layers']} layers, dim {config['dim']}, {config['heads']} heads "
+        f"({config['kv_heads']} for K/V) of {config['head_dim']}, ffn {config['ffn']}",
+        "vocabulary": f"{config['vocab']} ids, mask {config['mask_token_id']}, "
+        f"end of text {config['eos_token_id']}, end of turn {config['eot_token_id']}",
+        "context": f"{config['context']} tokens",
+        "details": f"norm eps {config['norm_eps']:.3g}, RoPE theta {config['rope_theta']:g}, "
+        f"QK norm {'yes' if config['qk_norm'] else 'no'}, logit shift {config['shift']}",
+        "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
+        f"{_bytes(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
+        "weight memory": f"about {_bytes(weights['f32'])} as f32, "
+        f"{_bytes(weights['bf16'])} as bf16",
+        "prefix memory": f"{_bytes(facts['kv_bytes_per_token'])} per prefix token, if all layers "
+        "are kept",
+        "tokenizer": "none: prompts must be token ids" if tokens is None else f"{tokens} tokens",
+        "defaults": _settings(facts["generation"]) or "the engine's",
+        "calibration": _settings(facts["calibration"]) or 'none: cache="auto" is an error',
+        "kernels": f"{machine['isa']} (of {', '.join(machine['available_isas'])})",
+        "threads": f"{machine['threads']} ({machine['parallel']})",
+        "BLAS": machine["blas"],
+        "version": facts["version"],
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _settings(values: dict[str, Any]) -> str:
+    """Those that fit a line; --json has all."""
+    short = {k: v for k, v in values.items() if not isinstance(v, (dict, list))}
+    return ", ".join(f"{name} {value}" for name, value in short.items())
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
