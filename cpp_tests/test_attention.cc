@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "base/parallel.h"
 #include "kernels/attention.h"
 #include "oracle.h"
 #include "support.h"
@@ -134,7 +135,8 @@ TEST_P(AttentionTest, AKeyThatOutweighsTheOthersWins) {
 }
 
 TEST_P(AttentionTest, ARowsBitsDependOnTheRowAlone) {
-  constexpr int64_t kHeads = 4, kDim = 20, kKeys = 150, kRows = 60, kWidth = kHeads * kDim;
+  constexpr int64_t kHeads = 4, kDim = 20, kKeys = 250, kRows = 60, kWidth = kHeads * kDim;
+  ASSERT_GE(worth_threads(4, 4 * kRows * kKeys * kWidth), 4);
   const Request r({kRows, kKeys, kHeads, 2, kDim}, 11);
   std::vector<float> alone;
   const auto part_of = [&](int64_t begin, int64_t rows, int threads) {

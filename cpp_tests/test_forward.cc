@@ -144,7 +144,7 @@ TEST(Forward, CountsExactlyThePlannedWork) {
 
 TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
   for (const Kernels* kernels : available_kernels()) {
-    TinyModel t;
+    TinyModel t = big_enough_for_threads();
     t.qk_norm = true;
     const auto m = t.load(*kernels);
     const std::vector<std::array<int64_t, 3>> shapes = {

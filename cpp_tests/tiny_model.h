@@ -107,4 +107,13 @@ struct TinyModel {
   }
 };
 
+// A model whose products are worth several threads for a hundred rows.
+inline TinyModel big_enough_for_threads() {
+  TinyModel t;
+  t.layers = 3;
+  t.dim = 96;
+  t.ffn = 256;
+  return t;
+}
+
 }  // namespace bicache

@@ -2,6 +2,7 @@
 // (parallel_std.cc, which ThreadSanitizer can see into; CMake's BICACHE_PARALLEL chooses).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 
@@ -12,6 +13,13 @@ namespace bicache {
 // rethrown here after the others have ended. In a process forked after threads ran, OpenMP would
 // hang: std::runtime_error instead, unless it is serial anyway.
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& task);
+
+// The threads that `flops` of work are worth: starting and joining one costs about as much as a
+// million floating-point operations, so smaller shares run on fewer threads.
+inline int worth_threads(int threads, int64_t flops) {
+  constexpr int64_t kFlopsPerThread = 1000000;
+  return static_cast<int>(std::clamp<int64_t>(flops / kFlopsPerThread, 1, threads));
+}
 
 // "openmp" or "std".
 const char* parallel_backend();

@@ -358,6 +358,6 @@ std::string printable(std::string_view text) {
   return out;
 }
 
-std::string quote(std::string_view text) { return "\"" + printable(text) + "\""; }
+std::string quote(std::string_view text) { return cat("\"", printable(text), "\""); }
 
 }  // namespace bicache

@@ -51,7 +51,12 @@ void attention(const Kernels& kernels, std::span<const AttentionJob> jobs, int64
                  "[attention] heads: expected H a multiple of G, got H = ", heads,
                  ", G = ", kv_heads, ", D = ", head_dim);
   const std::vector<Task> tasks = split(jobs, heads);
-  for (const AttentionJob& job : jobs) charge(job, heads, kv_heads, head_dim);
+  int64_t flops = 0;
+  for (const AttentionJob& job : jobs) {
+    charge(job, heads, kv_heads, head_dim);
+    flops += 4 * job.rows * job.keys * heads * head_dim;
+  }
+  threads = worth_threads(threads, flops);
   const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
   parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t i) {
     thread_local Buffer<float> scratch;

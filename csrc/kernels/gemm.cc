@@ -135,6 +135,7 @@ void gemm(const Kernels& kernels, View<const float> a, const Matrix& w, View<flo
   }
   // A panel's row blocks are neighbours, so that it is read from memory once.
   const int64_t panels = ceil_div(w.outputs(), w.panel()), blocks = ceil_div(a.rows, kRowBlock);
+  threads = worth_threads(threads, 2 * a.rows * w.inputs() * w.outputs());
   parallel_for(panels * blocks, threads, [&](int64_t task) {
     const int64_t begin = task % blocks * kRowBlock, end = std::min(begin + kRowBlock, a.rows);
     multiply(kernels, a.slice(begin, end), w, c.slice(begin, end), task / blocks);

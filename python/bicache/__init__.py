@@ -9,7 +9,10 @@ print(outs[0].text)
 
 import logging as _logging
 
-from ._core import Config, __version__
+from ._openmp import passive_waiting as _passive_waiting
+
+with _passive_waiting():
+    from ._core import Config, __version__
 from .checkpoint import shipped_models
 from .llm import LLM, MASK_TEXT
 from .policies import BiCache, Naive, NoCache, Policy

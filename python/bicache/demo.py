@@ -254,6 +254,7 @@ def run_demo(
     llm: LLM,
     documents: Sequence[Document],
     *,
+    policies: Sequence[str] | None = None,
     rounds: int = ROUNDS,
     tick: Callable[[int], object] = lambda requests: None,
 ) -> DemoReport:
@@ -262,6 +263,7 @@ def run_demo(
     Args:
         llm: A model with a calibration (bicache.json).
         documents: The questions, by shared prefix.
+        policies: Canonical cache strings, the first one "none"; None: the demo's.
         rounds: Rounds for the timing; they must all give the same tokens.
         tick: Called with the number of requests done since the last call.
 
@@ -269,7 +271,8 @@ def run_demo(
         ValueError: The model has no calibration.
         RuntimeError: A later round gave other tokens.
     """
-    policies = demo_policies(llm.cache_string("auto"), llm.config.layers)
+    if policies is None:
+        policies = demo_policies(llm.cache_string("auto"), llm.config.layers)
     # At the last layers two policies may be one.
     tallies = {policy: _Tally() for policy in policies}
     for _ in range(rounds):

@@ -1,0 +1,39 @@
+"""Where BiCache's savings come from, on the shipped model's held-out questions.
+
+    python bench/prefix_reuse.py > bench/results/prefix_reuse.json
+
+BiCache joins two mechanisms: reuse *across requests* (shallow layers, from the prefix entry) and
+reuse *within a request* (all layers, between two refreshes). Each alone, both, and none, in
+interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import bicache
+from bicache.demo import pick, read_questions, run_demo
+
+QUESTIONS = 40  # per document
+
+
+def main() -> None:
+    llm = bicache.LLM("records")
+    safe = llm.calibration["safe_depth"]
+    policies = {
+        "none": "nothing is reused",
+        f"bicache:depth={safe},refresh_steps=1": "across requests only",
+        "bicache:depth=0,refresh_steps=16": "within a request only",
+        f"bicache:depth={safe},refresh_steps=16": "both",
+    }
+    documents = pick(read_questions(llm.path / "questions.jsonl"), None, QUESTIONS)
+    report = run_demo(llm, documents, policies=list(policies)).as_dict()
+    for row, what in zip(report["policies"], policies.values(), strict=True):
+        row["reuse"] = what
+    json.dump(report, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()

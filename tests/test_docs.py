@@ -1,0 +1,55 @@
+"""What the documents say: tables come from committed results, examples run, notebooks run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import bicache
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_readme_table_is_the_committed_measurement() -> None:
+    script = ROOT / "bench" / "tables.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_python_examples_run(document: str, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"questions": ["which of them are red ?", "which are red or blue ?"]}
+    for block in blocks:
+        exec(compile(block, document, "exec"), names)
+    assert isinstance(names["llm"], bicache.LLM)
+    if document == "README.md":
+        assert capsys.readouterr().out.startswith("red-fox red-hare\n")
+
+
+def test_tutorial_says_what_the_model_answers() -> None:
+    llm = bicache.LLM("records")
+    document = "red fox, blue owl, green bear, red hare, black crow"
+    out = llm.generate("which are red or blue ?", prefix=document)[0]
+    assert (
+        f"out.text                              # {out.text!r}"
+        in (ROOT / "docs" / "tutorial.md").read_text()
+    )
+    assert out.finish_reason == "eos"
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_notebook_runs(notebook: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", str(notebook)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
