@@ -13,9 +13,7 @@ import json
 import sys
 
 import bicache
-from bicache.demo import pick, read_questions, run_demo
-
-QUESTIONS = 40  # per document
+from bicache.demo import read_questions, run_demo
 
 
 def main() -> None:
@@ -27,7 +25,7 @@ def main() -> None:
         "bicache:depth=0,refresh_steps=16": "within a request only",
         f"bicache:depth={safe},refresh_steps=16": "both",
     }
-    documents = pick(read_questions(llm.path / "questions.jsonl"), None, QUESTIONS)
+    documents = read_questions(llm.path / "questions.jsonl")
     report = run_demo(llm, documents, policies=list(policies)).as_dict()
     for row, what in zip(report["policies"], policies.values(), strict=True):
         row["reuse"] = what

@@ -1,4 +1,4 @@
-"""How threads wait at barriers: sleeping against spinning, on an idle and on a busy machine.
+"""How threads wait at barriers: spinning long, short, or not at all; on an idle and a busy machine.
 
     python bench/waiting.py > bench/results/waiting.json
 
@@ -27,9 +27,10 @@ begin = time.perf_counter()
 llm.generate(prompts, prefix=prefixes)
 print(time.perf_counter() - begin)
 """
-WAITING = {
-    "passive": {"OMP_WAIT_POLICY": "passive"},
-    "libgomp default": {"GOMP_SPINCOUNT": "300000"},
+WAITING: dict[str, dict[str, str]] = {
+    "long spins": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default
+    "short spins": {},  # bicache's default
+    "no spins": {"OMP_WAIT_POLICY": "passive"},
 }
 COUNTS = {"one request": 1, "16 requests": 16}
 
@@ -47,7 +48,7 @@ def measure(threads: int) -> list[dict[str, object]]:
         seconds: dict[str, list[float]] = {waiting: [] for waiting in WAITING}
         alone = []
         for _ in range(ROUNDS):
-            alone.append(play(1, count, "passive"))
+            alone.append(play(1, count, "no spins"))
             for waiting, times in seconds.items():
                 times.append(play(threads, count, waiting))
         base = statistics.median(alone)

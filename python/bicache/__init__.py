@@ -9,9 +9,9 @@ print(outs[0].text)
 
 import logging as _logging
 
-from ._openmp import passive_waiting as _passive_waiting
+from ._openmp import short_spins as _short_spins
 
-with _passive_waiting():
+with _short_spins():
     from ._core import Config, __version__
 from .checkpoint import shipped_models
 from .llm import LLM, MASK_TEXT

@@ -6,23 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_SPINS = "1000"
 
 
 @contextmanager
-def passive_waiting() -> Iterator[None]:
-    """Threads sleep at barriers instead of spinning, if the runtime is loaded within.
+def short_spins() -> Iterator[None]:
+    """Threads spin briefly at barriers and then sleep, if the runtime is loaded within.
 
-    A spinning thread keeps the CPU from the very thread it waits for: on a shared machine that
-    costs far more than waking up costs on an idle one (docs/measurements.md). Does nothing where
-    the user has set one of the variables, or where somebody else loaded the runtime before; leaves
-    the environment as it was.
+    libgomp's default spins some hundred times longer. On a shared machine a spinning thread keeps
+    the CPU from the very thread it waits for (docs/measurements.md). Does nothing where the user
+    has set OMP_WAIT_POLICY or GOMP_SPINCOUNT, or where somebody else loaded the runtime before;
+    leaves the environment as it was.
     """
-    if any(name in os.environ for name in _VARIABLES):
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         yield
         return
-    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["GOMP_SPINCOUNT"] = _SPINS
     try:
         yield
     finally:
-        del os.environ["OMP_WAIT_POLICY"]
+        del os.environ["GOMP_SPINCOUNT"]
