@@ -82,6 +82,28 @@ TEST(Engine, OfficialDepthIsStrictDepthPlusOne) {
   }
 }
 
+TEST(Engine, ATableMakesOneEntryForAllItsDepths) {
+  TinyModel t;
+  const auto e = engine(t.load());
+  const std::string table = "bicache:depth=0:1/40:2/60:3";
+  const auto first = generate(e, {request(t, table, 20, 4, 8, 1)})[0];    // 62 %
+  const auto second = generate(e, {request(t, table, 20, 4, 20, 1)})[0];  // 45 %
+  EXPECT_EQ(first.stats.depth, 3);
+  EXPECT_EQ(second.stats.depth, 2);
+  EXPECT_EQ(second.stats.prefix_hit, true);
+  EXPECT_EQ(e->store().stats().entries, 1);
+  expect_same(generate(engine(t.load()), {request(t, "bicache:depth=2", 20, 4, 20, 1)})[0], second,
+              "fixed");
+}
+
+TEST(Engine, WithoutPrefixNothingIsReported) {
+  TinyModel t;
+  const Result r = generate(engine(t.load()), {request(t, "bicache:depth=2", 0, 9, 8, 1)})[0];
+  EXPECT_EQ(r.stats.depth, -1);
+  EXPECT_EQ(r.stats.refreshes, 0);
+  EXPECT_EQ(r.stats.prefix_hit, std::nullopt);
+}
+
 // Rows per layer, summed over the passes: spec BiCache 3.8. s suffix rows always; n at a refresh in
 // layers >= c.
 TEST(Engine, RowsFollowTheCostModel) {
@@ -100,7 +122,7 @@ TEST(Engine, RowsFollowTheCostModel) {
         const int64_t refreshes = (steps + refresh - 1) / refresh;
         for (const Result& r : results) {
           EXPECT_EQ(r.stats.steps, steps);
-          EXPECT_EQ(r.stats.refreshes, refreshes);
+          EXPECT_EQ(r.stats.refreshes, c < t.layers ? refreshes : 0);
           EXPECT_EQ(r.stats.depth, b);
           for (int l = 0; l < t.layers; ++l) {
             EXPECT_EQ(r.stats.work[l].rows_of(Op::attention),
@@ -166,6 +188,33 @@ TEST(Engine, BatchThreadsAndOrderDoNotMatter) {
       }
     }
   }
+}
+
+TEST(Engine, OrderDoesNotMatter) {
+  TinyModel t;
+  const auto model = t.load();
+  auto requests = crowd(t);
+  std::erase_if(requests, [](const Request& r) {  // who was first is what that one is about
+    return r.policy->spec() == "naive:source=first_request";
+  });
+  const auto forwards = generate(engine(model), requests);
+  std::reverse(requests.begin(), requests.end());
+  const auto backwards = generate(engine(model), requests);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    expect_same(backwards[requests.size() - 1 - i], forwards[i], std::to_string(i));
+  }
+}
+
+// An entry outside the budget serves the requests that ride with the one that made it.
+TEST(Engine, ABatchSharesAnEntryThatTheStoreRefuses) {
+  TinyModel t;
+  const auto e = engine(t.load(), 1, 0);
+  const auto results = generate(
+      e, {request(t, "bicache:depth=2", 18, 4, 8, 1), request(t, "bicache:depth=2", 18, 4, 8, 2)});
+  EXPECT_EQ(results[0].stats.prefix_hit, false);
+  EXPECT_EQ(results[1].stats.prefix_hit, true);
+  EXPECT_EQ(e->store().stats().refused, 1);
+  EXPECT_EQ(e->store().stats().size_bytes, 0);
 }
 
 TEST(Engine, StoreEntriesAreNotChangedByRequests) {
@@ -258,6 +307,101 @@ TEST(Engine, CancelEndsARequestAtEveryStep) {
   Generation g(engine(model), {request(t, "none", 1, 1, 1, 1)}, 4096);
   EXPECT_THROW(g.cancel(1), std::invalid_argument);
   EXPECT_THROW(g.results(), std::logic_error);
+}
+
+TEST(Engine, ACancelledRequestInTheQueueCostsNothing) {
+  TinyModel t;
+  const auto e = engine(t.load());
+  Generation g(e, {request(t, "none", 12, 4, 8, 1), request(t, "bicache:depth=2", 12, 4, 8, 2)}, 1);
+  g.step();
+  g.cancel(1);
+  while (!g.done()) g.step();
+  const auto results = g.results();
+  EXPECT_EQ(results[1].finish_reason, "cancelled");
+  EXPECT_EQ(results[1].tokens, std::vector<int32_t>(8, t.mask()));
+  EXPECT_TRUE(results[1].stats.entry_work.empty());
+  EXPECT_EQ(e->store().stats().entries, 0);
+}
+
+// A policy given as a function, as users of the seam will write them.
+class Custom : public Policy {
+ public:
+  using Plan = StepPlan (*)(const StepInfo&);
+  Custom(Plan plan, bool keep) : plan_(plan), keep_(keep) {}
+  std::string spec() const override { return "custom"; }
+  Kept kept(const RequestInfo& r) const override {
+    return keep_ ? Kept::everything(r.n()) : Kept{};
+  }
+  StepPlan plan(const StepInfo& s) const override { return plan_(s); }
+
+ private:
+  Plan plan_;
+  bool keep_;
+};
+
+Result run_custom(const TinyModel& t, Custom::Plan plan, bool keep) {
+  Request r = request(t, "none", 0, 9, 8, 1);
+  r.policy = std::make_shared<Custom>(plan, keep);
+  return generate(engine(t.load()), {r})[0];
+}
+
+TEST(Engine, PassesWithoutLogitsRepeatTheStep) {
+  TinyModel t;
+  const Result r = run_custom(
+      t,
+      [](const StepInfo& s) {
+        return StepPlan::uniform(RowSet::span(0, s.request.n()),
+                                 s.repeat < 2 ? RowSet() : s.wanted);
+      },
+      false);
+  EXPECT_EQ(r.stats.steps, 8);
+  EXPECT_EQ(r.stats.passes, 24);
+  expect_same(r, generate(engine(t.load()), {request(t, "none", 0, 9, 8, 1)})[0], "none");
+}
+
+TEST(Engine, PlansThatCannotWorkAreRefused) {
+  TinyModel t;
+  const auto never = [](const StepInfo& s) {
+    return StepPlan::uniform(RowSet::span(0, s.request.n()), {});
+  };
+  EXPECT_THROW(run_custom(t, never, false), std::invalid_argument);
+  const auto prompt = [](const StepInfo& s) {
+    return StepPlan::uniform(RowSet::span(0, s.request.n()), RowSet::span(0, 1));
+  };
+  EXPECT_THROW(run_custom(t, prompt, false), std::invalid_argument);
+}
+
+// Deltas that nobody computed are NaN: an error that names the request, and the generation is over.
+TEST(Engine, NanLogitsEndTheGeneration) {
+  TinyModel t;
+  Request r = request(t, "none", 0, 9, 8, 1);
+  r.policy = std::make_shared<Custom>(
+      [](const StepInfo& s) {
+        return StepPlan{{{0, {RowSet::span(0, s.request.n()), {}, {}}}}, s.wanted, false};
+      },
+      true);
+  Generation g(engine(t.load()), {request(t, "none", 0, 9, 8, 1), r}, 4096);
+  try {
+    g.step();
+    ADD_FAILURE() << "expected an error";
+  } catch (const std::runtime_error& e) {
+    EXPECT_NE(std::string(e.what()).find("NaN (request 1)"), std::string::npos) << e.what();
+  }
+  EXPECT_THROW(g.step(), std::runtime_error);
+}
+
+TEST(Engine, ATapCannotUseItsOwnEngine) {
+  TinyModel t;
+  const auto e = engine(t.load());
+  int calls = 0;
+  e->set_tap([&](int, const char*, View<const float>) {
+    ++calls;
+    EXPECT_THROW(e->forward({1, 2}, {0}), std::runtime_error);
+  });
+  e->forward({1, 2, 3}, {0});
+  EXPECT_GT(calls, 1);
+  e->set_tap({});
+  EXPECT_EQ(e->forward({1, 2}, {0}).size(), static_cast<size_t>(t.vocab));
 }
 
 TEST(Engine, TwoThreadsOnOneEngine) {

@@ -62,6 +62,7 @@ TEST(PrefixStore, EvictsTheLeastRecentlyUsedWithinItsBudget) {
   store.clear();
   EXPECT_EQ(store.stats().entries, 0);
   EXPECT_EQ(store.stats().size_bytes, 0);
+  EXPECT_EQ(store.stats().hits, 0);
   EXPECT_EQ(held->rows(), 1);  // a request that holds it keeps it alive
 }
 
@@ -72,6 +73,27 @@ TEST(PrefixStore, RefusesWhatIsLargerThanTheBudget) {
   EXPECT_EQ(store.stats().entries, 0);
   EXPECT_EQ(store.stats().refused, 1);
   EXPECT_THROW(PrefixStore(-1), std::invalid_argument);
+}
+
+TEST(PrefixStore, ARefusedEntryLeavesTheOlderOneAlone) {
+  PrefixStore store(bytes({1}, 1, 0));
+  const EntryNeeds narrow{Source::alone, 1, {}}, wide{Source::alone, 2, {}};
+  store.insert(Ids{1}, Source::alone, entry({1}, narrow));
+  store.insert(Ids{1}, Source::alone, entry({1}, wide));
+  EXPECT_EQ(store.stats().refused, 1);
+  EXPECT_NE(store.find(Ids{1}, narrow), nullptr);
+}
+
+TEST(PrefixStore, WhatARequestHoldsIsFoundUntilItEnds) {
+  const EntryNeeds needs{Source::alone, 1, {}};
+  PrefixStore store(0);
+  auto held = std::shared_ptr<const PrefixEntry>(entry({1}, needs));
+  store.insert(Ids{1}, Source::alone, held);
+  EXPECT_EQ(store.find(Ids{1}, needs), held);
+  EXPECT_EQ(store.stats().entries, 0);
+  EXPECT_EQ(store.stats().size_bytes, 0);
+  held = nullptr;
+  EXPECT_EQ(store.find(Ids{1}, needs), nullptr);
 }
 
 TEST(PrefixStore, ManyThreads) {

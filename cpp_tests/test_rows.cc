@@ -48,8 +48,6 @@ TEST(RowSet, Spans) {
   EXPECT_EQ(RowSet::span(0, 3).unite(RowSet::span(3, 5)).spans().size(), 1u);
   EXPECT_EQ(RowSet::of({7, 1, 2, 2, 3}).str(), "1..3 7");
   EXPECT_EQ(RowSet().str(), "no rows");
-  EXPECT_EQ(RowSet::of({9, 4}).first(), 4);
-  EXPECT_EQ(RowSet::of({9, 4}).last(), 9);
 }
 
 }  // namespace

@@ -24,8 +24,9 @@ struct TinyModel {
 
   std::string config() const {
     const auto flag = [](bool x) { return x ? "true" : "false"; };
-    return "{\"model_type\": \"llada\", \"d_model\": " + std::to_string(dim) +
-           ", \"n_heads\": " + std::to_string(heads) +
+    return "{\"model_type\": \"llada\", \"block_type\": \"llama\", \"layer_norm_type\": \"rms\", "
+           "\"activation_type\": \"silu\", \"rope\": true, \"d_model\": " +
+           std::to_string(dim) + ", \"n_heads\": " + std::to_string(heads) +
            ", \"n_kv_heads\": " + std::to_string(kv_heads) +
            ", \"n_layers\": " + std::to_string(layers) +
            ", \"mlp_hidden_size\": " + std::to_string(ffn) +

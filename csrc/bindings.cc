@@ -48,7 +48,8 @@ void assign(int64_t& field, const py::handle& value, const char* name) {
     throw py::type_error(cat("[generate] ", name, ": expected an int, got ",
                              py::str(py::type::of(value)).cast<std::string>()));
   }
-  const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(value.ptr()));
+  const py::object number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!number) throw py::error_already_set();
   int overflow = 0;
   const int64_t x = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
   require(overflow == 0, "[generate] ", name, ": expected a 64-bit int, got a larger one");

@@ -1,7 +1,7 @@
 #!/bin/sh
-# python_headers.sh PYTHON FOLDER: Debian's python3 comes without Python.h. Where it is missing, unpacks
-# the package that holds it into FOLDER, which any user may do, and prints shell lines that make the
-# build use it. Prints nothing where the headers are there.
+# python_headers.sh PYTHON FOLDER: Debian's python3 comes without Python.h. Where it is missing,
+# unpacks the package that holds it into FOLDER, which any user may do, and prints shell lines that
+# make the build use it. Prints nothing where the headers are there.
 set -eu
 include=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [ ! -f "$include/Python.h" ] || exit 0

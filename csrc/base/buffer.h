@@ -5,9 +5,9 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "base/check.h"
-#include "base/view.h"
 
 namespace bicache {
 
@@ -18,6 +18,12 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t size) : size_(size), data_(allocate(size)) {}
+  Buffer(Buffer&& o) noexcept : size_(std::exchange(o.size_, 0)), data_(std::move(o.data_)) {}
+  Buffer& operator=(Buffer&& o) noexcept {
+    size_ = std::exchange(o.size_, 0);
+    data_ = std::move(o.data_);
+    return *this;
+  }
 
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
@@ -28,10 +34,10 @@ class Buffer {
 
   // At least `size` elements; contents are lost when it grows.
   void reserve(int64_t size) {
-    if (size > size_) *this = Buffer(size);
+    if (size <= size_) return;
+    *this = Buffer();  // frees first
+    *this = Buffer(size);
   }
-
-  View<T> matrix(int64_t rows, int64_t cols) { return {data(), rows, cols}; }
 
  private:
   static constexpr int64_t kAlign = 64;

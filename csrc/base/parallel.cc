@@ -1,25 +1,21 @@
 #include "base/parallel.h"
 
-#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <fstream>
-#include <sstream>
-#include <stdexcept>
+#include <mutex>
 #include <string>
-
-#include "base/parallel_fork.h"
+#include <thread>
+#include <vector>
 
 namespace bicache {
 namespace {
 
-std::atomic<bool> threads_started = false;
-std::atomic<bool> forked_after_threads = false;
-
-void in_child() { forked_after_threads.store(threads_started.load()); }
+thread_local bool inside_task = false;
 
 // CPUs per period of one cgroup folder; 0 where it sets no limit.
 double cgroup_quota(const std::string& folder) {
@@ -61,16 +57,33 @@ double cpu_quota() {
 
 }  // namespace
 
-void note_threads_started() {
-  if (forked_after_threads) {
-    throw std::runtime_error(
-        "[parallel] this process was forked after bicache had used threads, and OpenMP threads do "
-        "not survive a fork: "
-        "expected a process started by 'spawn' or 'forkserver', or threads=1, got a forked child");
+void parallel_for_on_std_threads(int64_t tasks, int threads,
+                                 const std::function<void(int64_t)>& task) {
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads <= 1 || inside_task) {
+    for (int64_t i = 0; i < tasks; ++i) task(i);
+    return;
   }
-  static const int registered = pthread_atfork(nullptr, nullptr, in_child);
-  (void)registered;
-  threads_started = true;
+  std::atomic<int64_t> next = 0;
+  std::exception_ptr error;
+  std::mutex mutex;
+  const auto work = [&] {
+    inside_task = true;
+    for (int64_t i = next++; i < tasks; i = next++) {
+      try {
+        task(i);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!error) error = std::current_exception();
+      }
+    }
+    inside_task = false;
+  };
+  std::vector<std::jthread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(work);
+  work();
+  team.clear();  // joins
+  if (error) std::rethrow_exception(error);
 }
 
 int available_threads() {

@@ -10,15 +10,18 @@ namespace bicache {
 
 // Calls task(i) once for every i in [0, tasks), on at most `threads` threads, in no particular
 // order; returns when all have ended. Nested calls run serially. The first exception of a task is
-// rethrown here after the others have ended. In a process forked after threads ran, OpenMP would
-// hang: std::runtime_error instead, unless it is serial anyway.
+// rethrown here after the others have ended.
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t)>& task);
+
+// The same with threads made for the call: for builds without OpenMP, and for forked children.
+void parallel_for_on_std_threads(int64_t tasks, int threads,
+                                 const std::function<void(int64_t)>& task);
 
 // The threads that `flops` of work are worth: starting and joining one costs about as much as a
 // million floating-point operations, so smaller shares run on fewer threads.
 inline int worth_threads(int threads, int64_t flops) {
   constexpr int64_t kFlopsPerThread = 1000000;
-  return static_cast<int>(std::clamp<int64_t>(flops / kFlopsPerThread, 1, threads));
+  return static_cast<int>(std::clamp<int64_t>(flops / kFlopsPerThread, 1, std::max(threads, 1)));
 }
 
 // "openmp" or "std".

@@ -28,22 +28,26 @@ class BiCache : public Policy {
   }
 
   EntryNeeds needs(const RequestInfo& r) const override {
-    const int c = splice(r);
-    if (c == 0 || r.p == 0) return {};  // the prefix rows start from their embeddings
-    EntryNeeds needs{EntryNeeds::Source::alone, c, {}};
-    if (c < r.layers) needs.joins.push_back(c);
+    if (splice(depth_->depth(r)) == 0 || r.p == 0) return {};  // rows start from their embeddings
+    // One entry serves every depth this policy may choose.
+    EntryNeeds needs{EntryNeeds::Source::alone, 0, {}};
+    for (const int b : depth_->reachable()) {
+      const int c = splice(b);
+      needs.kv_layers = std::max(needs.kv_layers, c);
+      if (0 < c && c < r.layers) needs.joins.push_back(c);
+    }
     return needs;
   }
 
   Kept kept(const RequestInfo& r) const override {
-    return {{{RowSet::span(0, r.p), splice(r)}}, {}};
+    return {{{RowSet::span(0, r.p), splice(depth_->depth(r))}}, {}};
   }
 
   StepPlan plan(const StepInfo& s) const override {
     if (s.step % refresh_steps_ != 0 || s.repeat > 0) return {{{0, {}}}, {}, false};
-    const int c = splice(s.request);
+    const int c = splice(depth_->depth(s.request));
     const RowSet prefix = RowSet::span(0, s.request.p);
-    StepPlan plan{{}, {}, true};
+    StepPlan plan{{}, {}, !prefix.empty() && c < s.request.layers};
     if (c > 0) plan.layers.push_back({0, {}});
     if (c < s.request.layers) plan.layers.push_back({c, {prefix, prefix, {}}});
     return plan;
@@ -55,9 +59,7 @@ class BiCache : public Policy {
   // First layer in which the prefix rows run. The official code restores the boundary after layer b
   // - 1, so that layer b's prefix K/V are those of the entry as well: b + 1 stale layers. strict
   // restores it one layer earlier: exactly b.
-  int splice(const RequestInfo& r) const {
-    return std::max(0, depth_->depth(r) - (strict_ ? 1 : 0));
-  }
+  int splice(int depth) const { return std::max(0, depth - (strict_ ? 1 : 0)); }
 
   std::shared_ptr<const DepthPolicy> depth_;
   int64_t refresh_steps_;

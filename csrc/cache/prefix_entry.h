@@ -53,6 +53,13 @@ class PrefixEntry {
     for (const auto& [l, h] : h_) bytes += h.size_bytes();
     return bytes;
   }
+  // What an entry would take.
+  static int64_t size_bytes(int64_t rows, int64_t kv_width, int64_t dim, const EntryNeeds& needs) {
+    const auto joins = static_cast<int64_t>(needs.joins.size());
+    const int64_t per_row = checked_add(checked_mul(needs.kv_layers, 2 * kv_width, "prefix entry"),
+                                        checked_mul(joins, dim, "prefix entry"), "prefix entry");
+    return checked_mul(checked_mul(rows, per_row, "prefix entry"), sizeof(float), "prefix entry");
+  }
 
   // [G, D] of one row; k after RoPE.
   const float* k(int layer, int64_t row) const { return kv_.data() + at(layer, row); }

@@ -15,6 +15,7 @@ PrefixStore::PrefixStore(int64_t budget_bytes) {
 
 PrefixStore::Items::iterator PrefixStore::locate(std::span<const int32_t> tokens,
                                                  EntryNeeds::Source source) {
+  std::erase_if(items_, [](const Item& item) { return item.held.expired(); });
   return std::find_if(items_.begin(), items_.end(), [&](const Item& item) {
     return item.source == source &&
            std::equal(item.tokens.begin(), item.tokens.end(), tokens.begin(), tokens.end());
@@ -24,56 +25,69 @@ PrefixStore::Items::iterator PrefixStore::locate(std::span<const int32_t> tokens
 PrefixStore::Entry PrefixStore::find(std::span<const int32_t> tokens, const EntryNeeds& needs) {
   const std::lock_guard lock(mutex_);
   const auto it = locate(tokens, needs.source);
-  if (it == items_.end() || !it->entry->covers(needs)) {
+  Entry entry = it == items_.end() ? nullptr : it->held.lock();
+  if (entry == nullptr || !entry->covers(needs)) {
     ++stats_.misses;
     return nullptr;
   }
   ++stats_.hits;
   items_.splice(items_.begin(), items_, it);
-  return it->entry;
+  return entry;
 }
 
-EntryNeeds PrefixStore::widened(std::span<const int32_t> tokens, const EntryNeeds& needs) const {
+EntryNeeds PrefixStore::widened(std::span<const int32_t> tokens, const EntryNeeds& needs) {
   const std::lock_guard lock(mutex_);
-  const auto it = const_cast<PrefixStore*>(this)->locate(tokens, needs.source);
-  if (it == items_.end()) return needs;
+  const auto it = locate(tokens, needs.source);
+  if (it == items_.end() || it->kept == nullptr) return needs;
   std::set<int> joins(needs.joins.begin(), needs.joins.end());
-  for (const int l : it->entry->joins()) joins.insert(l);
-  return {needs.source,
-          std::max(needs.kv_layers, it->entry->kv_layers()),
-          {joins.begin(), joins.end()}};
+  for (const int l : it->kept->joins()) joins.insert(l);
+  return {
+      needs.source, std::max(needs.kv_layers, it->kept->kv_layers()), {joins.begin(), joins.end()}};
+}
+
+// Outside the budget from now on.
+void PrefixStore::drop(Items::iterator item) {
+  stats_.size_bytes -= item->size_bytes;
+  item->size_bytes = 0;
+  item->kept = nullptr;
 }
 
 void PrefixStore::insert(std::span<const int32_t> tokens, EntryNeeds::Source source, Entry entry) {
   const std::lock_guard lock(mutex_);
-  if (const auto old = locate(tokens, source); old != items_.end()) {
-    stats_.size_bytes -= old->size_bytes;
-    items_.erase(old);
-  }
   const int64_t size_bytes = entry->size_bytes() + static_cast<int64_t>(tokens.size_bytes());
+  const auto old = locate(tokens, source);
   if (size_bytes > stats_.budget_bytes) {
     ++stats_.refused;
+    if (old != items_.end()) return;  // the older one goes on serving whom it can
+    items_.push_back({{tokens.begin(), tokens.end()}, source, nullptr, entry, 0});
     return;
   }
-  while (stats_.size_bytes + size_bytes > stats_.budget_bytes) {
-    stats_.size_bytes -= items_.back().size_bytes;
-    items_.pop_back();
+  if (old != items_.end()) {
+    drop(old);
+    items_.erase(old);
+  }
+  for (auto it = items_.end(); stats_.size_bytes + size_bytes > stats_.budget_bytes;) {
+    if ((--it)->kept == nullptr) continue;
+    drop(it);
     ++stats_.evictions;
   }
   stats_.size_bytes += size_bytes;
-  items_.push_front({{tokens.begin(), tokens.end()}, source, std::move(entry), size_bytes});
+  items_.push_front({{tokens.begin(), tokens.end()}, source, entry, entry, size_bytes});
 }
 
 void PrefixStore::clear() {
   const std::lock_guard lock(mutex_);
   items_.clear();
-  stats_.size_bytes = 0;
+  const int64_t budget_bytes = stats_.budget_bytes;
+  stats_ = {};
+  stats_.budget_bytes = budget_bytes;
 }
 
 PrefixStore::Stats PrefixStore::stats() const {
   const std::lock_guard lock(mutex_);
   Stats s = stats_;
-  s.entries = static_cast<int64_t>(items_.size());
+  s.entries =
+      std::count_if(items_.begin(), items_.end(), [](const Item& i) { return i.kept != nullptr; });
   return s;
 }
 

@@ -28,11 +28,13 @@ class PrefixStore {
   Entry find(std::span<const int32_t> tokens, const EntryNeeds& needs);
   // `needs`, widened by what an entry of these ids already holds: what to compute so that nobody
   // loses anything.
-  EntryNeeds widened(std::span<const int32_t> tokens, const EntryNeeds& needs) const;
+  EntryNeeds widened(std::span<const int32_t> tokens, const EntryNeeds& needs);
   // Keeps the entry in place of an older one of the same ids; the least recently used go until the
-  // budget is met. Requests that hold an evicted entry keep it alive until they end.
+  // budget is met. Requests that hold an evicted or refused entry keep it alive until they end, and
+  // until then it is found.
   void insert(std::span<const int32_t> tokens, EntryNeeds::Source source, Entry entry);
 
+  // Forgets all entries and counts.
   void clear();
   Stats stats() const;
 
@@ -40,12 +42,14 @@ class PrefixStore {
   struct Item {
     std::vector<int32_t> tokens;
     EntryNeeds::Source source;
-    Entry entry;
-    int64_t size_bytes;  // entry and ids
+    Entry kept;                             // null: outside the budget,
+    std::weak_ptr<const PrefixEntry> held;  // alive while a request holds it
+    int64_t size_bytes;                     // of a kept one: entry and ids
   };
   using Items =
       std::list<Item>;  // the most recently used first; few and large, so a linear search is enough
   Items::iterator locate(std::span<const int32_t> tokens, EntryNeeds::Source source);
+  void drop(Items::iterator item);
 
   mutable std::mutex mutex_;
   Items items_;

@@ -25,8 +25,6 @@ class RowSet {
   bool empty() const { return spans_.empty(); }
   bool contains(int64_t row) const;
   bool contains(const RowSet& other) const { return other.minus(*this).empty(); }
-  int64_t first() const { return spans_.front().begin; }  // of a non-empty set
-  int64_t last() const { return spans_.back().end - 1; }  // of a non-empty set
   const std::vector<RowSpan>& spans() const { return spans_; }
   std::vector<int64_t> list() const;
   std::string str() const;  // "0..4 7 9..11"

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "base/check.h"
 
@@ -11,14 +12,28 @@ Engine::Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_b
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, got ", threads);
 }
 
+Engine::Turn::Turn(Engine& engine) : engine_(engine) {
+  if (engine.owner_ == std::this_thread::get_id()) {
+    throw std::runtime_error(
+        "[tap] call: expected none into the same model from inside a tap, got one");
+  }
+  engine.mutex_.lock();
+  engine.owner_ = std::this_thread::get_id();
+}
+
+Engine::Turn::~Turn() {
+  engine_.owner_ = std::thread::id();
+  engine_.mutex_.unlock();
+}
+
 void Engine::set_tap(Tap tap) {
-  const std::lock_guard lock(mutex_);
+  const Turn turn(*this);
   tap_ = std::move(tap);
 }
 
 std::vector<float> Engine::forward(std::vector<int32_t> tokens,
                                    const std::vector<int64_t>& positions) {
-  const std::lock_guard lock(mutex_);
+  const Turn turn(*this);
   RequestState request = model_->make_request(std::move(tokens), 0, {});
   for (const int64_t i : positions) {
     require(0 <= i && i < request.n(), "[forward] rows: expected positions 0..", request.n() - 1,
@@ -50,7 +65,11 @@ PrefixStore::Entry Engine::prefix_entry(const Request& request, const RequestInf
 
   // Miss: this same forward, everything recomputed, on the prefix alone (or on the first request's
   // canvas), up to the last layer the entry keeps something of.
-  needs = store_.widened(prefix, needs);
+  const auto& c = model_->config();
+  if (const EntryNeeds wide = store_.widened(prefix, needs);
+      PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, wide) <= store_.stats().budget_bytes) {
+    needs = wide;
+  }
   const bool alone = needs.source == EntryNeeds::Source::alone;
   RequestState r = model_->make_request(
       alone ? std::vector<int32_t>(prefix.begin(), prefix.end()) : canvas, 0, {});
@@ -59,7 +78,6 @@ PrefixStore::Entry Engine::prefix_entry(const Request& request, const RequestInf
   for (const int l : needs.joins) stop = std::max(stop, l);
   StepPlan plan = StepPlan::uniform(rows, {});
   if (stop < info.layers) plan.layers.push_back({stop, {}});
-  const auto& c = model_->config();
   auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs);
   Pass pass{&r, &plan, entry.get(), {}};
   model_->forward({&pass, 1}, workspace_, threads_, tap_);

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cache/policy.h"
@@ -68,6 +69,17 @@ class Engine {
 
  private:
   friend class Generation;
+  // Holds the engine for one pass. std::runtime_error where this thread holds it already, which is
+  // a call from inside a tap: it would wait for itself for ever.
+  class Turn {
+   public:
+    explicit Turn(Engine& engine);
+    ~Turn();
+
+   private:
+    Engine& engine_;
+  };
+
   // The entry of a request's prefix: found, or made (which `stats` records).
   PrefixStore::Entry prefix_entry(const Request& request, const RequestInfo& info,
                                   const std::vector<int32_t>& canvas, RequestStats& stats);
@@ -75,7 +87,8 @@ class Engine {
   std::shared_ptr<const Model> model_;
   int threads_;
   PrefixStore store_;
-  std::mutex mutex_;  // one pass at a time: workspace and tap
+  std::mutex mutex_;                         // one pass at a time: workspace and tap
+  std::atomic<std::thread::id> owner_ = {};  // who holds it
   Workspace workspace_;
   Tap tap_;
 };

@@ -40,6 +40,13 @@ void Generation::check(size_t index) {
       require(0 <= r.prompt[i] && r.prompt[i] < c.embeddings, "[generate] prompt token ", i,
               ": expected an id of 0..", c.embeddings - 1, ", got ", r.prompt[i]);
     }
+    require(
+        !r.options.logits_eos_inf || c.eos_token_id >= 0,
+        "[generate] logits_eos_inf: expected a model with an end-of-text token, got one without");
+    require(
+        !r.options.confidence_eos_eot_inf || c.eos_token_id >= 0 || c.eot_token_id >= 0,
+        "[generate] confidence_eos_eot_inf: expected a model with an end-of-text or end-of-turn "
+        "token, got one without");
     r.policy->check(info(r));
   } catch (const std::invalid_argument& e) {
     if (requests_.size() == 1) throw;
@@ -66,16 +73,17 @@ std::unique_ptr<Generation::Active> Generation::start(size_t index) {
   a->info = info(r);
   std::vector<int32_t> canvas = r.prompt;
   canvas.resize(static_cast<size_t>(a->info.n()), model.config().mask_token_id);
-  auto entry = engine_->prefix_entry(r, a->info, canvas, a->stats);
+  std::shared_ptr<const PrefixEntry> entry;
+  if (!cancelled_[index]) entry = engine_->prefix_entry(r, a->info, canvas, a->stats);
   a->state = model.make_request(std::move(canvas), a->info.p, r.policy->kept(a->info));
   a->state.entry = std::move(entry);
-  a->stats.depth = r.policy->depth(a->info);
+  if (a->info.p > 0) a->stats.depth = r.policy->depth(a->info);
   a->stats.cache_bytes = a->state.cache.size_bytes();
   a->confidences.assign(static_cast<size_t>(a->info.g), std::numeric_limits<float>::quiet_NaN());
   a->at.request = a->info;
   const int64_t first = a->info.p + a->info.u;
-  a->at.block = {first - *r.options.block_length, first};  // before the first block
-  a->at.block_step = r.options.steps_per_block();
+  a->at.block = {first, first + *r.options.block_length};
+  next_block(*a);
   return a;
 }
 
@@ -100,7 +108,7 @@ bool Generation::next_block(Active& a) const {
   for (;;) {
     std::vector<int64_t> masked;
     for (int64_t i = a.at.block.begin; i < a.at.block.end; ++i) {
-      if (i >= a.info.p + a.info.u && a.state.tokens[i] == mask) masked.push_back(i);
+      if (a.state.tokens[i] == mask) masked.push_back(i);
     }
     if (a.at.block_step == 0) a.block_masks = static_cast<int64_t>(masked.size());
     if (!masked.empty() && a.at.block_step < o.steps_per_block()) {
@@ -114,16 +122,12 @@ bool Generation::next_block(Active& a) const {
 }
 
 std::vector<StepEvent> Generation::step() {
-  const std::lock_guard lock(engine_->mutex_);
+  const Engine::Turn turn(*engine_);
   if (failed_) throw std::runtime_error("[generate] an earlier step of this generation failed");
   failed_ = true;  // until this step has ended well
   admit();
   for (auto& a : active_) {
-    if (cancelled_[a->index]) {
-      finish(*a, "cancelled");
-    } else if (!next_block(*a)) {
-      finish(*a, "length");
-    }
+    if (cancelled_[a->index]) finish(*a, "cancelled");
   }
   sweep();
   std::vector<StepPlan> plans;
@@ -131,6 +135,9 @@ std::vector<StepEvent> Generation::step() {
   std::vector<Pass> batch;
   for (auto& a : active_) {
     plans.push_back(requests_[a->index].policy->plan(a->at));
+    require(a->at.wanted.contains(plans.back().logits),
+            "[plan] logits: expected masked positions of the block (", a->at.wanted.str(),
+            "), got ", plans.back().logits.str());
     batch.push_back({&a->state, &plans.back(), nullptr, {}});
   }
   std::vector<StepEvent> events;
@@ -156,14 +163,20 @@ void Generation::commit(Active& a, const StepPlan& plan, View<float> logits,
             ", got one more");
     return;
   }
+  const int32_t mask = engine_->model().config().mask_token_id;
   const Sampler sampler(engine_->model().config(), requests_[a.index].options);
-  std::vector<Commit> commits =
-      sampler.sample(engine_->model().kernels(), logits, plan.logits.list(), a.at.step,
-                     sampler.quota(a.block_masks, a.at.block_step), engine_->threads_);
+  std::vector<Commit> commits;
+  try {
+    commits = sampler.sample(engine_->model().kernels(), logits, plan.logits.list(), a.at.step,
+                             sampler.quota(a.block_masks, a.at.block_step), engine_->threads_);
+  } catch (const std::runtime_error& e) {
+    throw std::runtime_error(cat(e.what(), " (request ", a.index, ")"));
+  }
   std::sort(commits.begin(), commits.end(),
             [](const Commit& x, const Commit& y) { return x.position < y.position; });
   for (const Commit& c : commits) {
     a.state.tokens[c.position] = c.token;
+    if (c.token == mask) continue;  // predicted the mask: still undecided
     a.confidences[c.position - a.info.p - a.info.u] = c.confidence;
   }
   events.push_back({a.index, a.at.step, std::move(commits), a.state.tokens});

@@ -1,6 +1,5 @@
 #include "model/config.h"
 
-#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -30,10 +29,12 @@ class Reader {
     return x;
   }
 
-  double number(const char* key, double fallback) const {
+  double number(const char* key, double low, double high) const {
     const Json* v = present(key);
-    const double x = v == nullptr ? fallback : v->number(where_, key);
-    require(std::isfinite(x) && x > 0, "[", where_, "] ", key, ": expected a number > 0, got ", x);
+    require(v != nullptr, "[", where_, "] ", key, ": expected a number, got nothing");
+    const double x = v->number(where_, key);
+    require(low <= x && x <= high, "[", where_, "] ", key, ": expected ", low, "..", high, ", got ",
+            x);
     return x;
   }
 
@@ -50,7 +51,7 @@ class Reader {
   }
   void only(const char* key, const char* expected) const {
     const Json* v = present(key);
-    if (v == nullptr) return;
+    require(v != nullptr, "[", where_, "] ", key, ": expected \"", expected, "\", got nothing");
     const std::string& x = v->string(where_, key);
     require(x == expected, "[", where_, "] ", key, ": expected \"", expected,
             "\" (nothing else is supported), got \"", x, "\"");
@@ -69,10 +70,12 @@ class Reader {
 // LLaDA's names (configuration_llada); the checks cover every switch of that file that changes the
 // arithmetic.
 ModelConfig parse_llada(const Reader& r, const std::string& where) {
+  // Where these are absent, LLaDA's own defaults are others.
   r.only("block_type", "llama");
   r.only("layer_norm_type", "rms");
   r.only("activation_type", "silu");
-  for (const char* key : {"rope", "layer_norm_with_affine"}) r.only(key, true);
+  require(r.boolean("rope", false), "[", where, "] rope: expected true, got false or nothing");
+  r.only("layer_norm_with_affine", true);
   for (const char* key :
        {"include_bias", "include_qkv_bias", "bias_for_layer_norm", "alibi", "attention_layer_norm",
         "input_emb_norm", "scale_logits", "weight_tying"}) {
@@ -90,8 +93,8 @@ ModelConfig parse_llada(const Reader& r, const std::string& where) {
   c.vocab = r.integer("vocab_size", Reader::kRequired, 1, kMaxDim);
   c.embeddings = r.integer("embedding_size", c.vocab, 1, kMaxDim);
   c.context = r.integer("max_sequence_length", Reader::kRequired, 1, kMaxDim);
-  c.norm_eps = static_cast<float>(r.number("rms_norm_eps", 1e-5));
-  c.rope_theta = r.number("rope_theta", 10000);
+  c.norm_eps = static_cast<float>(r.number("rms_norm_eps", 1e-30, 1));
+  c.rope_theta = r.number("rope_theta", 1, 1e15);
   c.qk_norm = r.boolean("qk_layernorm", false);
   c.shift = r.boolean("shift_logits", false) ? 1 : 0;
   require(c.dim % c.heads == 0, "[", where, "] n_heads: expected a divisor of d_model (", c.dim,

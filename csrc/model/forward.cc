@@ -42,6 +42,7 @@ class Forward {
 
  private:
   void begin();
+  void prepare_rope(int64_t rows);
   void layer(int l);
   void join(int l);
   void project(int l, const RowRefs& rows, int64_t at, bool with_value);
@@ -63,8 +64,8 @@ class Forward {
   void multiply(const Matrix& w, const Buffer<float>& in, Buffer<float>& out, int64_t at,
                 const RowRefs& rows, int l, Op op);
   std::vector<Share> shares(const RowRefs& rows, int l);
-  void show(int l, const char* name, const Buffer<float>& values, int64_t rows, int64_t width) {
-    if (tap_ && rows > 0) tap_(l, name, View<const float>(values.data(), rows, width));
+  void show(int l, const char* name, const float* values, int64_t rows, int64_t width) {
+    if (tap_ && rows > 0) tap_(l, name, View<const float>(values, rows, width));
   }
 
   // f(i) for i in [0, rows), in chunks that are worth a thread; `cost`: floats touched per row.
@@ -94,6 +95,7 @@ void Forward::begin() {
     ws_.residual[b].reserve(r.n() * c_.dim);
     if (batch_[b].plan->from_entry) r.cache.forget_prefix(r.p);
     total_ += r.n();
+    prepare_rope(r.n());
   }
   for (Buffer<float>* b : {&ws_.normed, &ws_.attention, &ws_.ffn})
     b->reserve(checked_mul(total_, c_.dim, "workspace"));
@@ -104,6 +106,25 @@ void Forward::begin() {
   for (Buffer<float>* b : {&ws_.gate, &ws_.up})
     b->reserve(checked_mul(total_, c_.ffn, "workspace"));
   ws_.key_rows.resize(static_cast<size_t>(2 * total_));
+}
+
+// cos and sin of RoPE's angles for positions [0, rows). In float32, as LLaDA computes them.
+void Forward::prepare_rope(int64_t rows) {
+  if (rows <= ws_.rope_rows) return;
+  rows = std::min(c_.context, std::max(rows, 2 * ws_.rope_rows));
+  const int64_t half = c_.head_dim / 2, size = checked_mul(rows, half, "rope");
+  ws_.cos.reserve(size);
+  ws_.sin.reserve(size);
+  for (int64_t i = 0; i < half; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(c_.head_dim);
+    const float frequency = 1.0f / std::pow(static_cast<float>(c_.rope_theta), exponent);
+    for (int64_t n = 0; n < rows; ++n) {
+      const float angle = static_cast<float>(n) * frequency;
+      ws_.cos[n * half + i] = std::cos(angle);
+      ws_.sin[n * half + i] = std::sin(angle);
+    }
+  }
+  ws_.rope_rows = rows;
 }
 
 void Forward::layer(int l) {
@@ -148,7 +169,7 @@ void Forward::join(int l) {
     std::memcpy(ws_.ffn.data() + i * c_.dim, residual(live[i]),
                 static_cast<size_t>(c_.dim) * sizeof(float));
   }
-  show(l, "residual", ws_.ffn, static_cast<int64_t>(live.size()), c_.dim);
+  show(l, "residual", ws_.ffn.data(), static_cast<int64_t>(live.size()), c_.dim);
 }
 
 std::vector<Share> Forward::shares(const RowRefs& rows, int l) {
@@ -189,7 +210,7 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value) {
   const auto heads = [&](float* x, int64_t count, const Buffer<float>& norm_weight, int64_t row) {
     for (int64_t h = 0; h < count; ++h, x += d) {
       if (c_.qk_norm) k_.rms_norm(x, norm_weight.data(), c_.norm_eps, d, x);
-      k_.rope(x, model_.rope_cos(row), model_.rope_sin(row), d);
+      k_.rope(x, ws_.cos.data() + row * d / 2, ws_.sin.data() + row * d / 2, d);
     }
   };
   for_rows(static_cast<int64_t>(rows.size()), q_width + kv_width, [&](int64_t i) {
@@ -205,12 +226,10 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value) {
     }
     cache.wrote(l, row);
   });
-  if (at == 0) {
-    const auto n = static_cast<int64_t>(rows.size());
-    show(l, "q", ws_.q, n, q_width);
-    show(l, "k", ws_.k, n, kv_width);
-    show(l, "v", ws_.v, n, kv_width);
-  }
+  const auto n = static_cast<int64_t>(rows.size());
+  show(l, "q", ws_.q.data() + at * q_width, n, q_width);
+  show(l, "k", ws_.k.data() + at * kv_width, n, kv_width);
+  if (with_value) show(l, "v", ws_.v.data() + at * kv_width, n, kv_width);
 }
 
 // V of every candidate overwrites the cached V; returns the rows whose V moved most.
@@ -249,7 +268,8 @@ std::vector<int64_t> Forward::choose(int l, int64_t pass, const std::vector<int6
     float* cached = cache.v(l, rows[i]);
     const float norms =
         std::sqrt(k_.dot(fresh, fresh, width)) * std::sqrt(k_.dot(cached, cached, width));
-    order[i] = {k_.dot(fresh, cached, width) / std::max(norms, 1e-8f), rows[i]};
+    const float cosine = k_.dot(fresh, cached, width) / std::max(norms, 1e-8f);
+    order[i] = {std::isnan(cosine) ? -2.0f : cosine, rows[i]};  // NaN: recomputed first
     std::memcpy(cached, fresh, static_cast<size_t>(width) * sizeof(float));
   }
   std::sort(order.begin(), order.end());
@@ -308,7 +328,7 @@ void Forward::finish(int l, const RowRefs& rows) {
   const auto n = static_cast<int64_t>(rows.size());
   const int64_t e = c_.dim, f = c_.ffn;
   multiply(w.attention_out, ws_.mixed, ws_.attention, 0, rows, l, Op::attention_out);
-  show(l, "attention", ws_.attention, n, e);
+  show(l, "attention", ws_.attention.data(), n, e);
   for_rows(n, e, [&](int64_t i) { k_.add(residual(rows[i]), ws_.attention.data() + i * e, e); });
   norm(rows, w.ffn_norm, 0);
   multiply(w.gate, ws_.normed, ws_.gate, 0, rows, l, Op::gate);
@@ -316,7 +336,7 @@ void Forward::finish(int l, const RowRefs& rows) {
   for_rows(n, f,
            [&](int64_t i) { k_.silu_mul(ws_.gate.data() + i * f, ws_.up.data() + i * f, f); });
   multiply(w.down, ws_.gate, ws_.ffn, 0, rows, l, Op::down);
-  show(l, "ffn", ws_.ffn, n, e);
+  show(l, "ffn", ws_.ffn.data(), n, e);
   for_rows(n, e, [&](int64_t i) {
     const float* ffn = ws_.ffn.data() + i * e;
     float* attention = ws_.attention.data() + i * e;
@@ -357,7 +377,7 @@ void Forward::predict() {
   ws_.logits.reserve(checked_mul(n, c_.vocab, "logits"));
   norm(rows, model_.weights().final_norm, 0);
   if (n > 0) multiply(model_.weights().head, ws_.normed, ws_.logits, 0, rows, c_.layers, Op::head);
-  show(c_.layers, "logits", ws_.logits, n, c_.vocab);
+  show(c_.layers, "logits", ws_.logits.data(), n, c_.vocab);
   int64_t at = 0;
   for (Pass& pass : batch_) {
     const int64_t count = pass.plan->logits.size();

@@ -1,7 +1,5 @@
 #include "model/model.h"
 
-#include <cmath>
-
 #include "base/check.h"
 #include "files/checkpoint.h"
 
@@ -11,23 +9,7 @@ Model::Model(ModelConfig config, Weights weights, Backend backend, const Kernels
     : config_(std::move(config)),
       weights_(std::move(weights)),
       backend_(backend),
-      kernels_(&kernels) {
-  const int64_t half = config_.head_dim / 2, size = checked_mul(config_.context, half, "rope");
-  cos_ = Buffer<float>(size);
-  sin_ = Buffer<float>(size);
-  for (int64_t i = 0; i < half; ++i) {
-    // LLaDA computes angles in float32; so do we, from a float32 frequency, so that long contexts
-    // agree.
-    const auto frequency = static_cast<float>(
-        1.0 / std::pow(config_.rope_theta,
-                       2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
-    for (int64_t n = 0; n < config_.context; ++n) {
-      const float angle = static_cast<float>(n) * frequency;
-      cos_[n * half + i] = std::cos(angle);
-      sin_[n * half + i] = std::sin(angle);
-    }
-  }
-}
+      kernels_(&kernels) {}
 
 std::shared_ptr<const Model> Model::load(const std::string& folder, Backend backend,
                                          std::optional<DType> dtype, int threads,

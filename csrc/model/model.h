@@ -40,6 +40,8 @@ struct Workspace {
   Buffer<float> gate, up;               // [R, F]
   Buffer<float> logits;                 // [R, V]
   std::vector<const float*> key_rows;   // per request: K pointers [N], V pointers [N]
+  Buffer<float> cos, sin;               // RoPE, [rope_rows, D / 2]
+  int64_t rope_rows = 0;
 };
 
 class Model {
@@ -64,14 +66,6 @@ class Model {
   // Requests must be distinct.
   void forward(std::span<Pass> batch, Workspace& workspace, int threads, const Tap& tap = {}) const;
 
-  // cos and sin [context, D / 2] of RoPE's angles.
-  const float* rope_cos(int64_t position) const {
-    return cos_.data() + position * config_.head_dim / 2;
-  }
-  const float* rope_sin(int64_t position) const {
-    return sin_.data() + position * config_.head_dim / 2;
-  }
-
  private:
   Model(ModelConfig config, Weights weights, Backend backend, const Kernels& kernels);
 
@@ -79,7 +73,6 @@ class Model {
   Weights weights_;
   Backend backend_;
   const Kernels* kernels_;
-  Buffer<float> cos_, sin_;
 };
 
 }  // namespace bicache

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -39,7 +40,16 @@ constexpr NameTable kLlada = {
 // Buffers that some exporters store and nobody needs: they follow from the configuration.
 bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
 
-void check_finite(const Tensor& t, const std::string& where) {
+// The narrowest type that holds every matrix as it is stored.
+DType stored_type(const std::vector<Tensor>& tensors) {
+  const bool all_bf16 = std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    return t.shape.size() == 1 || t.dtype == DType::bf16;
+  });
+  return all_bf16 ? DType::bf16 : DType::f32;
+}
+
+// Finite, also after rounding to `kept`.
+void check_finite(const Tensor& t, DType kept, const std::string& where) {
   const int64_t step = size_bytes(t.dtype), count = static_cast<int64_t>(t.bytes.size()) / step;
   for (int64_t i = 0; i < count; ++i) {
     uint32_t bits = 0;
@@ -50,8 +60,10 @@ void check_finite(const Tensor& t, const std::string& where) {
       std::memcpy(&half, t.bytes.data() + i * 2, 2);
       bits = uint32_t{half} << 16;
     }
+    if (kept == DType::bf16) bits = uint32_t{to_bf16(std::bit_cast<float>(bits)).bits} << 16;
     require((bits & 0x7f800000u) != 0x7f800000u, "[", where, "] tensor ", t.name,
-            ": expected finite weights, got NaN or Inf at element ", i);
+            ": expected weights that are finite in ", name(kept), ", got NaN or Inf at element ",
+            i);
   }
 }
 
@@ -70,16 +82,16 @@ class Loader {
     check_names();
     for (const auto& [name, shape] : expected_) tensors_.push_back(checkpoint_.tensor(name, shape));
     checkpoint_.check_size();
-    parallel_for(static_cast<int64_t>(tensors_.size()), threads_, [&](int64_t i) {
-      check_finite(tensors_[static_cast<size_t>(i)], checkpoint_.folder());
-    });
-    const Tensor& first = tensors_[0];
     Weights w;
-    w.dtype = dtype.value_or(backend_ == Backend::blas ? DType::f32 : first.dtype);
+    w.dtype = dtype.value_or(backend_ == Backend::blas ? DType::f32 : stored_type(tensors_));
     require(
         backend_ == Backend::packed || w.dtype == DType::f32,
         "[model] dtype: expected f32 with backend=\"blas\" (OpenBLAS has no bf16 product), got ",
         name(w.dtype));
+    parallel_for(static_cast<int64_t>(tensors_.size()), threads_, [&](int64_t i) {
+      const Tensor& t = tensors_[static_cast<size_t>(i)];
+      check_finite(t, t.shape.size() == 1 ? DType::f32 : w.dtype, checkpoint_.folder());
+    });
     w.embedding = embedding(w.dtype);
     for (int l = 0; l < c_.layers; ++l) w.layers.push_back(layer(l, w.dtype));
     w.final_norm = vector(names_.final_norm);
