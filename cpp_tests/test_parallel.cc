@@ -4,6 +4,8 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -11,6 +13,7 @@
 
 #include "base/parallel.h"
 #include "gtest/gtest.h"
+#include "temp_files.h"
 
 namespace bicache {
 namespace {
@@ -73,6 +76,33 @@ TEST(ParallelFor, OneThreadIsTheCaller) {
   parallel_for(1, 4, [&](int64_t) { EXPECT_EQ(std::this_thread::get_id(), self); });
 }
 
+TEST(AvailableThreads, FollowsTheTightestCgroupQuota) {
+  const TempFolder folder;
+  const auto write = [&](const std::string& path, const std::string& text) {
+    const std::filesystem::path file = std::filesystem::path(folder.path()) / path;
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+    return file.string();
+  };
+  const auto quota = [&](const std::string& membership) {
+    return cgroup_cpu_quota(write("membership", membership), folder.path());
+  };
+  EXPECT_EQ(quota("0::/app/job\n"), 0);  // no files: no quota
+  write("app/job/cpu.max", "max 100000\n");
+  EXPECT_EQ(quota("0::/app/job\n"), 0);
+  write("app/cpu.max", "150000 100000\n");
+  EXPECT_EQ(quota("0::/app/job\n"), 1.5);  // the parent's
+  write("app/job/cpu.max", "50000 100000\n");
+  EXPECT_EQ(quota("0::/app/job\n"), 0.5);
+  EXPECT_EQ(quota("0::/\n"), 0);
+  write("cpu/box/cpu.cfs_quota_us", "300000\n");
+  write("cpu/box/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(quota("5:memory:/box\n4:cpu,cpuacct:/box\n"), 3);
+  write("cpu/box/cpu.cfs_quota_us", "-1\n");
+  EXPECT_EQ(quota("4:cpu,cpuacct:/box\n"), 0);
+  EXPECT_EQ(quota("nonsense\n"), 0);
+}
+
 TEST(AvailableThreads, IsAtLeastOneAndAtMostTheMachine) {
   EXPECT_GE(available_threads(), 1);
   EXPECT_LE(available_threads(), static_cast<int>(sysconf(_SC_NPROCESSORS_CONF)));
@@ -89,6 +119,9 @@ bool use_threads_again() {
 }
 
 TEST(ParallelFor, AForkedChildDoesNotHang) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "ThreadSanitizer supports no threads after a fork";
+#endif
   std::atomic<int> calls = 0;
   parallel_for(4, 2, [&](int64_t) { ++calls; });
   const pid_t child = fork();

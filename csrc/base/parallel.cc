@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <mutex>
@@ -30,20 +31,21 @@ double cgroup_quota(const std::string& folder) {
   return 0;
 }
 
-// The tightest quota from this process's cgroup up to the root of the hierarchy.
-double cpu_quota() {
+}  // namespace
+
+double cgroup_cpu_quota(const std::string& membership_file, const std::string& root) {
   double tightest = 0;
   const auto lower = [&](double q) {
     if (q > 0) tightest = tightest > 0 ? std::min(tightest, q) : q;
   };
-  std::ifstream membership("/proc/self/cgroup");
+  std::ifstream membership(membership_file);
   for (std::string line; std::getline(membership, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const bool v2 = controllers.empty();
     if (!v2 && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
-    const std::string base = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+    const std::string base = v2 ? root : root + "/cpu";
     for (std::string path = line.substr(second + 1);;) {
       lower(cgroup_quota(base + path));
       const size_t slash = path.rfind('/');
@@ -54,8 +56,6 @@ double cpu_quota() {
   }
   return tightest;
 }
-
-}  // namespace
 
 void parallel_for_on_std_threads(int64_t tasks, int threads,
                                  const std::function<void(int64_t)>& task) {
@@ -90,7 +90,7 @@ int available_threads() {
   cpu_set_t set;
   CPU_ZERO(&set);
   int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  if (const double quota = cpu_quota(); quota > 0)
+  if (const double quota = cgroup_cpu_quota("/proc/self/cgroup", "/sys/fs/cgroup"); quota > 0)
     cpus = std::min(cpus, static_cast<int>(std::ceil(quota)));
   return std::max(cpus, 1);
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <string>
 
 namespace bicache {
 
@@ -30,5 +31,9 @@ const char* parallel_backend();
 // CPUs this process may use: the affinity mask, lowered by the cgroup's CPU quota (v1 and v2), at
 // least 1.
 int available_threads();
+
+// CPUs per period that the tightest quota allows, from the cgroups `membership_file` names (as
+// /proc/self/cgroup does) up to the root of the hierarchy mounted at `root`; 0: no quota.
+double cgroup_cpu_quota(const std::string& membership_file, const std::string& root);
 
 }  // namespace bicache
