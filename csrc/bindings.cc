@@ -154,10 +154,10 @@ py::array_t<int64_t> per_layer(const std::vector<Work>& work, size_t layers, F&&
   return to_array(std::move(rows));
 }
 
-int64_t total_flops(const std::vector<Work>& work) {
-  int64_t flops = 0;
-  for (const Work& w : work) flops += w.flops;
-  return flops;
+int64_t total(const std::vector<Work>& work, int64_t Work::* count) {
+  int64_t sum = 0;
+  for (const Work& w : work) sum += w.*count;
+  return sum;
 }
 
 py::dict stats_dict(const RequestStats& s) {
@@ -165,14 +165,15 @@ py::dict stats_dict(const RequestStats& s) {
   const size_t layers = s.work.empty() ? 0 : s.work.size() - 1;
   const auto recomputed = [](const Work& w) { return w.rows_of(Op::attention); };
   const auto value_only = [](const Work& w) { return w.rows_of(Op::v) - w.rows_of(Op::attention); };
-  return py::dict("rows_per_layer"_a = per_layer(s.work, layers, recomputed),
-                  "value_rows_per_layer"_a = per_layer(s.work, layers, value_only),
-                  "head_rows"_a = s.work.empty() ? 0 : s.work.back().rows_of(Op::head),
-                  "flops"_a = total_flops(s.work),
-                  "entry_rows_per_layer"_a = per_layer(s.entry_work, layers, recomputed),
-                  "entry_flops"_a = total_flops(s.entry_work), "prefix_hit"_a = s.prefix_hit,
-                  "depth"_a = s.depth, "refreshes"_a = s.refreshes, "steps"_a = s.steps,
-                  "passes"_a = s.passes, "cache_bytes"_a = s.cache_bytes, "seconds"_a = s.seconds);
+  return py::dict(
+      "rows_per_layer"_a = per_layer(s.work, layers, recomputed),
+      "value_rows_per_layer"_a = per_layer(s.work, layers, value_only),
+      "head_rows"_a = s.work.empty() ? 0 : s.work.back().rows_of(Op::head),
+      "flops"_a = total(s.work, &Work::flops), "bytes_read"_a = total(s.work, &Work::bytes),
+      "entry_rows_per_layer"_a = per_layer(s.entry_work, layers, recomputed),
+      "entry_flops"_a = total(s.entry_work, &Work::flops), "prefix_hit"_a = s.prefix_hit,
+      "depth"_a = s.depth, "refreshes"_a = s.refreshes, "steps"_a = s.steps, "passes"_a = s.passes,
+      "cache_bytes"_a = s.cache_bytes, "seconds"_a = s.seconds);
 }
 
 template <class T, class F>

@@ -259,6 +259,10 @@ def test_what_generate_returns(text_llm: LLM) -> None:
         assert out.finish_reason == ("eos" if EOS in out.tokens else "length")
         assert out.stats.steps == 6 and out.stats.flops > 0 and out.stats.seconds > 0
         assert json.loads(json.dumps(out.as_dict()))["tokens"] == out.tokens.tolist()
+    alone = text_llm.generate("w7", gen_length=6)[0].stats
+    assert alone.flops == outs[1].stats.flops
+    # A batch reads the weights once for all: each request pays for its share of the rows.
+    assert 0 < outs[1].stats.bytes_read < alone.bytes_read
     assert outs[0].stats.rows_per_layer == (6 * (3 + 6),) * 3
     assert outs[1].stats.rows == 6 * (2 + 6) * 3
 

@@ -19,6 +19,7 @@ class RequestStats:
         value_rows_per_layer: Rows of which only V was recomputed. [L]
         head_rows: Rows of the output head.
         flops: Multiplications and additions of matrix products and attention.
+        bytes_read: Weights (shared by the requests of a pass, by rows) and K/V that these read.
         prefix_hit: True if the prefix was found in the prefix store, False if this request made
             its entry, None if its policy reads none.
         depth: Layers whose prefix K/V were reused; -1: the policy has no depth.
@@ -35,6 +36,7 @@ class RequestStats:
     value_rows_per_layer: tuple[int, ...]
     head_rows: int
     flops: int
+    bytes_read: int
     prefix_hit: bool | None
     depth: int
     refreshes: int
