@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,20 @@ def text_llm(tiny_checkpoint: TinyCheckpoint) -> bicache.LLM:
 def ids_llm(tiny_checkpoint: TinyCheckpoint) -> bicache.LLM:
     """The same model without a tokenizer."""
     return bicache.LLM(tiny_checkpoint(layers=3), threads=1)
+
+
+@contextlib.contextmanager
+def refuses(error: type[Exception], *parts: str) -> Iterator[None]:
+    """An error of exactly this kind whose message reads "[where] ...: expected ..., got ..."."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert message.startswith("["), message
+    for part in ("expected", *parts):
+        assert part in message, message
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Sets members of a JSON object; None removes one."""
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
