@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "files/checkpoint.h"
 #include "kernels/kernels.h"
+#include "without_gil.h"
 
 namespace py = pybind11;
 
@@ -16,7 +17,6 @@ namespace bicache {
 namespace {
 
 // ---- arrays
-// ---------------------------------------------------------------------------------------------------------
 
 // A NumPy array that owns `values`, without a copy.
 template <class T>
@@ -41,7 +41,6 @@ std::vector<T> to_vector(const py::handle& object, const char* where) {
 }
 
 // ---- options
-// --------------------------------------------------------------------------------------------------------
 
 void assign(int64_t& field, const py::handle& value, const char* name) {
   if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr())) {
@@ -145,7 +144,6 @@ py::list policies() {
 }
 
 // ---- results
-// --------------------------------------------------------------------------------------------------------
 
 template <class F>
 py::array_t<int64_t> per_layer(const std::vector<Work>& work, size_t layers, F&& count) {
@@ -184,7 +182,6 @@ py::array_t<T> of_commits(const StepEvent& e, F&& get) {
 }
 
 // ---- engine
-// ---------------------------------------------------------------------------------------------------------
 
 std::optional<DType> to_dtype(const std::string& text) {
   if (text == "auto") return std::nullopt;
@@ -199,7 +196,7 @@ std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string
   require(backend == "packed" || backend == "blas",
           "[engine] backend: expected packed or blas, got \"", backend, "\"");
   const std::optional<DType> kept = to_dtype(dtype);
-  const py::gil_scoped_release release;
+  const WithoutGil released;
   if (threads == 0) threads = available_threads();
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, or 0 for all, got ",
           threads);
@@ -230,7 +227,7 @@ py::array_t<float> forward(Engine& engine, const py::object& tokens, const py::o
   }
   std::vector<float> logits;
   {
-    const py::gil_scoped_release release;
+    const WithoutGil released;
     logits = engine.forward(std::move(ids), positions);
   }
   return to_array(std::move(logits), {static_cast<py::ssize_t>(positions.size()),
@@ -290,7 +287,6 @@ py::array_t<double> uniform_array(int64_t seed, const std::string& stream, int64
 }
 
 // ---- module
-// ---------------------------------------------------------------------------------------------------------
 
 #ifdef BICACHE_NUMPY1_ONLY
 // Built with a pybind11 that reads NumPy 2's dtypes wrongly, without an error.
@@ -359,7 +355,7 @@ void bind_generation(py::module_& m) {
       .def_property_readonly("finished", &Generation::finished)
       .def_property_readonly("steps_done", &Generation::steps_done)
       .def_property_readonly("steps_total", &Generation::steps_total)
-      .def("step", &Generation::step, py::call_guard<py::gil_scoped_release>(),
+      .def("step", &Generation::step, py::call_guard<WithoutGil>(),
            "One forward pass of the batch, then sampling: what it committed, per request. Releases "
            "the GIL.")
       .def("cancel", &Generation::cancel, py::arg("request"),
@@ -394,7 +390,7 @@ void bind_engine(py::module_& m) {
           "set_tap",
           [](Engine& e, py::object function) {
             Tap tap = to_tap(std::move(function));
-            const py::gil_scoped_release release;
+            const WithoutGil released;
             e.set_tap(std::move(tap));
           },
           py::arg("tap"), "tap(layer, name, float32 array) for every pass from now on; None: off.")
@@ -419,6 +415,7 @@ PYBIND11_MODULE(_core, m) {
     }
   });
   m.attr("__version__") = BICACHE_VERSION;
+  WithoutGil::wait_at_exit();
   bind_config(m);
   bind_generation(m);
   bind_engine(m);

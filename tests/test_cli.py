@@ -291,3 +291,16 @@ def test_ctrl_c(tiny_checkpoint: TinyCheckpoint) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and out == b"" and b"Traceback" not in err
+
+
+def test_closed_output_is_no_error() -> None:
+    command = [sys.executable, "-m", "bicache"]
+    prompt = ["generate", "records", "--prompt", "which of them are red ?", "--json"]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 2>&-', "sh", *command, *prompt], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command, "info", "records"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""

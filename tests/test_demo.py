@@ -254,3 +254,20 @@ def test_wrong_question_files(tmp_path: Path, content: bytes, part: str) -> None
 def test_without_a_calibration_there_is_no_demo(text_llm: LLM) -> None:
     with pytest.raises(ValueError, match="calibration"):
         run_demo(text_llm, [Document("w5", (Question("w6", ""),))])
+
+
+def test_the_main_job_on_the_shipped_model() -> None:
+    """What the README says of the shipped model, on all of its held-out questions."""
+    llm = LLM("records")
+    report = run_demo(llm, read_questions(llm.path / "questions.jsonl"), rounds=1)
+    assert report.documents >= 4 and report.questions >= 400
+    none, alone, first, safe, past = report.policies
+    assert none.exact_match >= 0.97 and safe.exact_match >= 0.97
+    assert alone.exact_match <= 0.05 and first.exact_match <= 0.05 and past.exact_match <= 0.05
+    assert first.answers_first is not None and first.answers_first >= 0.95
+    assert all(p.answers_first == 0 for p in (none, alone, safe, past))
+    # Counts do not depend on the machine: they are those of the committed measurement.
+    path = Path(__file__).parent.parent / "bench" / "results" / "demo.json"
+    committed = json.loads(path.read_text())["policies"]
+    counts = [(p["policy"], p["rows"], p["prefix_hits"]) for p in committed]
+    assert [(p.policy, p.rows, p.prefix_hits) for p in report.policies] == counts

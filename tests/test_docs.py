@@ -17,6 +17,12 @@ def test_readme_table_is_the_committed_measurement() -> None:
     script = ROOT / "bench" / "tables.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    for document, tables in {"README.md": 1, "docs/measurements.md": 3}.items():
+        assert (ROOT / document).read_text().count(": bench/tables.py -->") == tables
+
+
+def test_there_is_a_notebook() -> None:
+    assert list((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
@@ -33,7 +39,9 @@ def test_python_examples_run(document: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_tutorial_says_what_the_model_answers() -> None:
     llm = bicache.LLM("records")
-    document = "red fox, blue owl, green bear, red hare, black crow"
+    document = (
+        "red fox, blue owl, green bear, red hare, black crow, white swan, gold deer, pink toad"
+    )
     out = llm.generate("which are red or blue ?", prefix=document)[0]
     assert (
         f"out.text                              # {out.text!r}"

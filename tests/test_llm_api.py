@@ -347,6 +347,7 @@ def test_public_names_exist_and_have_docs() -> None:
 
 
 def test_shipped_models_load() -> None:
+    assert "records" in bicache.shipped_models()
     for name in bicache.shipped_models():
         llm = LLM(name, cache="auto", threads=1)
         assert llm.tokenizer is not None and llm.calibration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,4 +215,13 @@ def test_a_wrong_bicache_json(
     folder = copy_checkpoint(tiny_checkpoint())
     (folder / "bicache.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with refuses(ValueError, "bicache.json", part):
+        LLM(folder)
+
+
+def test_a_bicache_json_that_is_no_file(
+    tiny_checkpoint: TinyCheckpoint, copy_checkpoint: Copy
+) -> None:
+    folder = copy_checkpoint(tiny_checkpoint())
+    os.mkfifo(folder / "bicache.json")
+    with refuses(ValueError, "bicache.json", "regular file"):
         LLM(folder)

@@ -93,3 +93,48 @@ def test_threads_follow_the_affinity_mask() -> None:
 def test_importing_leaves_the_environment_alone(given: dict[str, str]) -> None:
     code = "import os; before = dict(os.environ); import bicache; print(before == dict(os.environ))"
     assert run(code, **given) == "True\n"
+
+
+EXIT = """
+import threading, time
+import bicache
+llm = bicache.LLM("records", threads=1)
+def work():
+    while True:
+        {call}
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'llm.generate(["which of them are red ?"] * 100)',
+        'list(llm.stream("which of them are red ?"))',
+        "llm.forward([1, 10, 26] * 60)",
+        "with llm.tap(lambda *a: None): llm.forward([1, 10, 26] * 60)",
+    ],
+)
+def test_the_interpreter_may_end_while_a_daemon_thread_generates(call: str) -> None:
+    for _ in range(3):
+        assert run(EXIT.format(call=call)) == ""
+
+
+def test_taps_may_close_in_any_order(tiny_checkpoint: Maker) -> None:
+    llm = bicache.LLM(tiny_checkpoint(), threads=1)
+    seen: list[str] = []
+    first = llm.tap(lambda *a: seen.append("first"))
+    second = llm.tap(lambda *a: seen.append("second"))
+    first.__enter__()
+    second.__enter__()
+    llm.forward([4, 5])
+    assert set(seen) == {"second"}
+    first.__exit__(None, None, None)
+    seen.clear()
+    llm.forward([4, 5])
+    assert set(seen) == {"second"}
+    second.__exit__(None, None, None)
+    seen.clear()
+    llm.forward([4, 5])
+    assert not seen

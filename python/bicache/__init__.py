@@ -3,7 +3,8 @@
 import bicache
 
 llm = bicache.LLM("records", cache="auto")
-outs = llm.generate("which are red or blue ?", prefix="red fox, blue owl, green bear")
+document = "red fox, blue owl, green bear, red hare, black crow, white swan, gold deer, pink toad"
+outs = llm.generate("which are red or blue ?", prefix=document)
 print(outs[0].text)
 """
 

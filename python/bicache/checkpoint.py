@@ -91,9 +91,11 @@ class Sidecar:
     def read(cls, folder: Path) -> Sidecar:
         """The one in `folder`; an empty one if there is none. ValueError naming what is wrong."""
         path = folder / "bicache.json"
+        where = f"[{path}]"
         if not path.exists():
             return cls()
-        where = f"[{path}]"
+        if not path.is_file():
+            raise ValueError(f"{where} file: expected a regular file, got something else")
         try:
             data = json.loads(
                 path.read_bytes().decode("utf-8"),

@@ -25,6 +25,9 @@ from .options import Option, option_table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; `argv` without the program's name. Returns the exit code."""
+    for name in ("stdout", "stderr"):  # closed by the caller: nobody reads it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     parser = _parser()
     try:
         args = parser.parse_args(argv)

@@ -98,7 +98,7 @@ class LLM:
         self.config = self._engine.config
         self._ends = [i for i in (self.config.eos_token_id, self.config.eot_token_id) if i >= 0]
         self._encoder = Encoder(self.tokenizer, self.config.embeddings, self.path)
-        self._tap: Tap | None = None
+        self._taps: list[tuple[object, Tap]] = []  # open ones, the last is in use
         _log.info(
             "loaded %s: %d layers, %.1f MB of %s weights, %d threads, %s kernels, %.2f s",
             self.path, self.config.layers, self.weight_bytes / 1e6, self.dtype, self.threads,
@@ -159,7 +159,8 @@ class LLM:
     ) -> list[Output]:
         """Generates a response to every prompt; requests of any lengths share the passes.
 
-        The tokens of a request depend on nothing else in the batch.
+        The tokens of a request depend on nothing else in the batch (except with the policy
+        "naive:source=first_request", which is about who came first, and with backend="blas").
 
         Args:
             prompts: One prompt or a list of them; a prompt is text, a list of token ids, or a 1-D
@@ -279,13 +280,14 @@ class LLM:
         """
         if not callable(function):
             raise TypeError(f"[tap] function: expected a callable, got {type(function).__name__}")
-        outer, self._tap = self._tap, function
+        mine = (object(), function)
+        self._taps.append(mine)
         self._engine.set_tap(function)
         try:
             yield
         finally:
-            self._tap = outer
-            self._engine.set_tap(outer)
+            self._taps.remove(mine)
+            self._engine.set_tap(self._taps[-1][1] if self._taps else None)
 
     def prefix_stats(self) -> dict[str, int]:
         """What the prefix store holds and how it was used: entries, bytes, hits, misses, ..."""
