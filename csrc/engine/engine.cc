@@ -51,6 +51,7 @@ std::vector<float> Engine::forward(std::vector<int32_t> tokens,
     const int64_t row = std::lower_bound(order.begin(), order.end(), positions[i]) - order.begin();
     std::copy_n(pass.logits.row(row), vocab, logits.begin() + static_cast<int64_t>(i * vocab));
   }
+  workspace_.logits = {};  // [N, V] of a long canvas is not worth keeping
   return logits;
 }
 
