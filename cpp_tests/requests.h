@@ -52,6 +52,8 @@ inline std::vector<Request> crowd(const TinyModel& t) {
                                           "naive",
                                           "bicache:depth=3,splice=strict",
                                           "bicache:depth=0:1/50:3,refresh_steps=2",
+                                          "bicache:depth=probe:0.9,refresh_steps=2",
+                                          "bicache:depth=1,refresh=drift:0.02,probe_rows=3",
                                           "naive:source=first_request"};
   for (unsigned i = 0; i < 24; ++i) {
     requests.push_back(

@@ -30,6 +30,11 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+StepPlan planned(const Policy& policy, StepInfo s) {
+  settle(policy, s);
+  return policy.plan(s);
+}
+
 StepInfo info(const TinyModel& t, int64_t step) {
   StepInfo s;
   s.request = {t.layers, kP, kU, kG, t.shift ? 1 : 0};
@@ -40,7 +45,12 @@ StepInfo info(const TinyModel& t, int64_t step) {
 }
 
 std::vector<std::string> policies(int layers) {
-  std::vector<std::string> specs = {"none", "naive:source=alone", "naive:source=first_request"};
+  std::vector<std::string> specs = {"none",
+                                    "naive:source=alone",
+                                    "naive:source=first_request",
+                                    "bicache:depth=2,refresh=block",
+                                    "bicache:depth=1,refresh=drift:0.1",
+                                    "bicache:depth=probe:0.9,refresh_steps=2"};
   for (int b = 0; b <= layers; ++b) {
     for (const char* splice : {"official", "strict"}) {
       for (const char* refresh : {"1", "3"}) {
@@ -81,14 +91,14 @@ TEST(Forward, FreshCacheIdentity) {
           RequestState r = m->make_request(tokens, kP, Kept::everything(kN));
           run(*m, r, everything);  // its own caches
           r.entry = entry;         // and the entry
-          EXPECT_TRUE(same_bits(run(*m, r, policy->plan(info(t, step))), want))
+          EXPECT_TRUE(same_bits(run(*m, r, planned(*policy, info(t, step))), want))
               << kernels->isa << " " << spec << " step " << step;
         }
         // with nothing of its own but what the policy keeps: the first pass, and the one after it
         RequestState r = m->make_request(tokens, kP, policy->kept(info(t, 0).request));
         r.entry = entry;
         for (const int64_t step : {0, 1}) {
-          EXPECT_TRUE(same_bits(run(*m, r, policy->plan(info(t, step))), want))
+          EXPECT_TRUE(same_bits(run(*m, r, planned(*policy, info(t, step))), want))
               << kernels->isa << " " << spec << " alone";
         }
       }
@@ -112,6 +122,145 @@ TEST(Forward, FreshCacheIdentity) {
   }
 }
 
+double cosine(const float* a, const float* b, int64_t n) {
+  double ab = 0, aa = 0, bb = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    ab += static_cast<double>(a[i]) * b[i];
+    aa += static_cast<double>(a[i]) * a[i];
+    bb += static_cast<double>(b[i]) * b[i];
+  }
+  return ab / std::sqrt(aa * bb);
+}
+
+// Observed rows run over the keys that are lent; where these are the canvas's own, what they
+// compute is what the full forward pass computes.
+TEST(Forward, ObservedRowsMeasureAndChangeNothing) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const TinyModel& t : models()) {
+      const auto m = t.load();
+      const auto& c = m->config();
+      EntryNeeds all{EntryNeeds::Source::alone, t.layers, {}};
+      for (int l = 1; l < t.layers; ++l) all.joins.push_back(l);
+      const auto tokens = canvas(t, 3);
+      // the entry: of the prefix alone; `full`: of the canvas
+      const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all, dtype);
+      PrefixEntry full(kP, c.kv_width(), c.dim, all);
+      const std::vector<int32_t> prefix(tokens.begin(), tokens.begin() + kP);
+      RequestState alone = m->make_request(prefix, 0, {});
+      run(*m, alone, StepPlan::uniform(RowSet::span(0, kP), {}), 1, entry.get());
+      RequestState r = m->make_request(tokens, kP, Kept::everything(kN));
+      r.entry = entry;
+      const StepPlan everything = StepPlan::uniform(RowSet::span(0, kN), RowSet::span(kP + kU, kN));
+      run(*m, r, everything, 1, &full);
+
+      const RowSet rows = RowSet::of({1, 4, kP - 1}), suffix = RowSet::span(kP, kN);
+      StepPlan plan = StepPlan::uniform(suffix, RowSet::span(kP + kU, kN));
+      RequestState plain = m->make_request(tokens, kP, Kept::everything(kN));
+      run(*m, plain, everything);
+      const auto want = run(*m, plain, plan);
+      for (const bool to_entry : {false, true}) {
+        plan.observe = {rows, 0, t.layers - 1, to_entry};
+        r.work.assign(r.work.size(), Work{});
+        Workspace ws;
+        Pass pass{&r, &plan, nullptr, {}};
+        m->forward({&pass, 1}, ws, 1);
+        const std::vector<float> got(pass.logits.data,
+                                     pass.logits.data + pass.logits.rows * pass.logits.cols);
+        EXPECT_TRUE(same_bits(got, want));
+        ASSERT_EQ(pass.similarity.size(), static_cast<size_t>(t.layers - 1));
+        for (int l = 0; l < t.layers; ++l) {
+          const RowCount count = predicted_rows(plan, l);
+          EXPECT_EQ(count.recomputed, suffix.size() + (l < t.layers - 1 ? 3 : 0));
+          EXPECT_EQ(r.work[l].rows_of(Op::attention), count.recomputed);
+          EXPECT_EQ(r.work[l].rows_of(Op::v), count.recomputed);
+        }
+        for (int l = 0; l < t.layers - 1; ++l) {
+          const Similarity& s = pass.similarity[l];
+          if (!to_entry) {
+            EXPECT_NEAR(s.kv(), 1, 1e-5) << l;
+            EXPECT_TRUE(std::isnan(s.residual));
+            continue;
+          }
+          double k = 0, v = 0, h = 0;
+          const int64_t w = c.kv_width();
+          std::vector<float> a(2 * w), b(2 * w), x(c.dim), y(c.dim);
+          rows.for_each([&](int64_t row) {
+            entry->get_kv(l, row, a.data());
+            full.get_kv(l, row, b.data());
+            k += cosine(a.data(), b.data(), w) / 3;
+            v += cosine(a.data() + w, b.data() + w, w) / 3;
+            if (l == 0) return;
+            entry->get_h(l, row, x.data());
+            full.get_h(l, row, y.data());
+            h += cosine(x.data(), y.data(), c.dim) / 3;
+          });
+          EXPECT_NEAR(s.k, k, 1e-4) << l;
+          EXPECT_NEAR(s.v, v, 1e-4) << l;
+          if (l > 0) {
+            EXPECT_NEAR(s.residual, h, 1e-4) << l;
+          }
+          if (l > 1) {
+            EXPECT_LT(s.kv(), 0.99) << l;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Right after a refresh nothing has moved: rows observed from the splice on are what they were.
+TEST(Forward, ObservedFromTheSpliceOnNothingHasMovedAfterARefresh) {
+  for (const TinyModel& t : models()) {
+    const auto m = t.load();
+    const auto& c = m->config();
+    const auto tokens = canvas(t, 3);
+    for (const char* splice : {"official", "strict"}) {
+      for (int b = 0; b < t.layers; ++b) {
+        const PolicyPtr policy = make_policy("bicache:depth=" + std::to_string(b) +
+                                             ",refresh=drift:0.1,probe_rows=4,splice=" + splice);
+        StepInfo s = info(t, 0);
+        RequestState r = m->make_request(tokens, kP, policy->kept(s.request));
+        if (const EntryNeeds needs = policy->needs(s.request); !needs.nothing()) {
+          const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, needs);
+          RequestState alone = m->make_request({tokens.begin(), tokens.begin() + kP}, 0, {});
+          run(*m, alone, StepPlan::uniform(RowSet::span(0, kP), {}), 1, entry.get());
+          r.entry = entry;
+        }
+        settle(*policy, s);
+        run(*m, r, policy->plan(s));
+        s.step = 1;
+        settle(*policy, s);
+        const StepPlan plan = policy->plan(s);
+        Workspace ws;
+        Pass pass{&r, &plan, nullptr, {}};
+        m->forward({&pass, 1}, ws, 1);
+        for (int l = plan.observe.first; l < t.layers; ++l)
+          EXPECT_NEAR(pass.similarity[l].kv(), 1, 1e-5) << splice << " " << b << " layer " << l;
+        r.tokens[kP] = r.tokens[kP] == 1 ? 2 : 1;  // now something has
+        m->forward({&pass, 1}, ws, 1);
+        double lowest = 1;
+        for (int l = plan.observe.first; l < t.layers; ++l)
+          lowest = std::min(lowest, pass.similarity[l].kv());
+        // layer c itself sees what it saw; the ones above do not
+        if (plan.observe.first < t.layers - 1) {
+          EXPECT_LT(lowest, 1 - 1e-4) << splice << " " << b;
+        }
+      }
+    }
+  }
+}
+
+TEST(Forward, ObservingWithoutAnEntryIsAnError) {
+  TinyModel t;
+  const auto m = t.load();
+  RequestState r = m->make_request(canvas(t, 3), kP, Kept::everything(kN));
+  StepPlan plan = StepPlan::uniform(RowSet::span(0, kN), {});
+  plan.observe = {RowSet::span(0, 2), 0, 2, true};
+  EXPECT_THROW(run(*m, r, plan), std::invalid_argument);
+  plan.observe = {RowSet::span(0, 2), 1, 2, false};  // begins with the entry's residual
+  EXPECT_THROW(run(*m, r, plan), std::invalid_argument);
+}
+
 TEST(Forward, CountsExactlyThePlannedWork) {
   TinyModel t;
   const auto m = t.load();
@@ -127,7 +276,7 @@ TEST(Forward, CountsExactlyThePlannedWork) {
   run(*m, r, plan);
   const auto& c = m->config();
   for (int l = 0; l < t.layers; ++l) {
-    const RowCount want = predicted_rows(plan.at(l));
+    const RowCount want = predicted_rows(plan, l);
     const Work& w = r.work[l];
     EXPECT_EQ(w.rows_of(Op::attention), want.recomputed) << l;
     EXPECT_EQ(w.rows_of(Op::v) - w.rows_of(Op::attention), want.value_only) << l;

@@ -166,6 +166,32 @@ TEST(FuzzFiles, safetensors_survive_mutations) {
   EXPECT_GT(counts.refused, kMutations / 4);
 }
 
+// As they are, and with right checksums: otherwise few would come behind them.
+bool run_resealed(const std::string& bytes) {
+  const bool accepted = fuzz::run_prefixes(bytes);
+  return fuzz::run_prefixes(resealed(bytes, fuzz::prefix_shape())) || accepted;
+}
+
+TEST(FuzzFiles, prefix_files_survive_mutations) {
+  using Source = EntryNeeds::Source;
+  const StoreShape shape = fuzz::prefix_shape();
+  PrefixStore store(1 << 20);
+  std::vector<std::string> seeds = {PrefixImage(shape, {}).bytes()};
+  for (const auto& [salt, needs] :
+       {std::pair<std::string, EntryNeeds>{"", {Source::alone, 2, {1, 3}}},
+        {"salt", {Source::first_request, 4, {}}},
+        {"salt", {Source::alone, 0, {}}}}) {
+    const std::vector<int32_t> ids = {1, 2};
+    auto entry = std::make_shared<PrefixEntry>(2, shape.kv_width, shape.dim, needs, shape.dtype);
+    for (const auto part : entry->parts()) std::fill(part.begin(), part.end(), std::byte{1});
+    store.insert({ids, needs.source, salt}, std::move(entry));
+    seeds.push_back(PrefixImage(shape, store.items()).bytes());
+  }
+  const Counts counts = mutate_all(seeds, 4, run_resealed);
+  EXPECT_GT(counts.accepted, kMutations / 100);
+  EXPECT_GT(counts.refused, kMutations / 4);
+}
+
 // Pure noise finds nothing in the readers, but might in the frame.
 TEST(FuzzFiles, noise_is_refused_or_read) {
   std::mt19937 bits(3);
@@ -174,6 +200,7 @@ TEST(FuzzFiles, noise_is_refused_or_read) {
     for (char& c : bytes) c = static_cast<char>(bits() % 256);
     EXPECT_NO_THROW(fuzz::run_json(bytes));
     EXPECT_NO_THROW(fuzz::run_safetensors(bytes));
+    EXPECT_NO_THROW(fuzz::run_prefixes(bytes));
   }
 }
 

@@ -184,7 +184,7 @@ TEST_P(GemmTest, ARowsBitsDependOnTheRowAlone) {
 }
 
 TEST_P(GemmTest, ManyRowsAreCutWithoutATrace) {
-  constexpr int64_t kRows = 230, kInputs = 40;
+  constexpr int64_t kRows = 230, kInputs = 1100;
   const int64_t outputs = table.panel + 1;
   const auto row = random_floats(kInputs, 10), w = random_floats(outputs * kInputs, 11);
   std::vector<float> a;

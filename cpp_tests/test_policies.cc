@@ -1,6 +1,8 @@
 // Policies as tables: what each one plans, without a model.
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "cache/policy.h"
 
 namespace bicache {
@@ -18,6 +20,12 @@ StepInfo at_step(int64_t step, RequestInfo r = kRequest) {
   return s;
 }
 
+// As the engine asks: first what changes at this step, then the plan.
+StepPlan planned(const PolicyPtr& policy, StepInfo s) {
+  settle(*policy, s);
+  return policy->plan(s);
+}
+
 const RowSet kPrefix = RowSet::span(0, 10), kSuffix = RowSet::span(10, 17),
              kAll = RowSet::span(0, 17);
 
@@ -31,7 +39,7 @@ std::string error(const std::string& spec) {
 }
 
 TEST(Policies, None) {
-  const StepPlan plan = make_policy("none")->plan(at_step(3));
+  const StepPlan plan = planned(make_policy("none"), at_step(3));
   for (int l = 0; l < 6; ++l) {
     EXPECT_EQ(plan.at(l).live, kAll);
     EXPECT_EQ(plan.at(l).fresh, kAll);
@@ -44,7 +52,7 @@ TEST(Policies, NaiveNeverRunsThePrefix) {
   for (const char* source : {"alone", "first_request"}) {
     const PolicyPtr policy = make_policy(std::string("naive:source=") + source);
     for (const int64_t step : {0, 1, 16}) {
-      const StepPlan plan = policy->plan(at_step(step));
+      const StepPlan plan = planned(policy, at_step(step));
       for (int l = 0; l < 6; ++l) EXPECT_EQ(plan.at(l).fresh, kSuffix);
       EXPECT_FALSE(plan.from_entry);
     }
@@ -62,9 +70,9 @@ TEST(Policies, BiCacheRowsFollowTheSpec) {
                                              ",splice=" + (strict ? "strict" : "official"));
         const int c = std::max(0, b - (strict ? 1 : 0));
         for (int64_t step = 0; step < 7; ++step) {
-          const StepPlan plan = policy->plan(at_step(step));
+          const StepPlan plan = planned(policy, at_step(step));
           const bool fresh = step % refresh == 0;
-          EXPECT_EQ(plan.from_entry, fresh && c < 6);
+          EXPECT_EQ(plan.from_entry, fresh);
           for (int l = 0; l < 6; ++l) {
             EXPECT_EQ(plan.at(l).fresh, fresh && l >= c ? kAll : kSuffix)
                 << "b=" << b << " layer " << l;
@@ -88,7 +96,7 @@ TEST(Policies, BiCacheRowsFollowTheSpec) {
 TEST(Policies, ARepeatedPassDoesNotRefreshAgain) {
   StepInfo s = at_step(0);
   s.repeat = 1;
-  const StepPlan plan = make_policy("bicache:depth=2")->plan(s);
+  const StepPlan plan = planned(make_policy("bicache:depth=2"), s);
   EXPECT_FALSE(plan.from_entry);
   EXPECT_EQ(plan.at(5).fresh, kSuffix);
 }
@@ -97,23 +105,33 @@ TEST(Policies, WithoutPrefixAllAreNone) {
   RequestInfo r = kRequest;
   r.u += r.p;
   r.p = 0;
-  const StepPlan none = make_policy("none")->plan(at_step(0, r));
+  const StepPlan none = planned(make_policy("none"), at_step(0, r));
   for (const char* spec : {"naive", "naive:source=first_request", "bicache:depth=3",
                            "bicache:depth=6,splice=strict"}) {
     const PolicyPtr policy = make_policy(spec);
     EXPECT_TRUE(policy->needs(r).nothing()) << spec;
-    for (int l = 0; l < 6; ++l) EXPECT_EQ(policy->plan(at_step(0, r)).at(l), none.at(l)) << spec;
+    for (int l = 0; l < 6; ++l) EXPECT_EQ(planned(policy, at_step(0, r)).at(l), none.at(l)) << spec;
   }
 }
 
 TEST(Policies, StringsRoundTrip) {
   for (const char* spec : {"none", "naive:source=alone", "naive:source=first_request",
                            "bicache:depth=5,refresh_steps=16,splice=official",
-                           "bicache:depth=0:1/30:10/90:17,refresh_steps=1,splice=strict"}) {
+                           "bicache:depth=0:1/30:10/90:17,refresh_steps=1,splice=strict",
+                           "bicache:depth=agreement:48:5/86:0,refresh_steps=16,splice=official",
+                           "bicache:depth=probe:0.97,refresh_steps=4,splice=strict,probe_rows=3",
+                           "bicache:depth=0,refresh_steps=2,splice=official,refresh=drift:0.05",
+                           "bicache:depth=probe:0.99999999,refresh_steps=4,splice=official",
+                           "bicache:depth=1,refresh_steps=2,splice=official,refresh=block,"
+                           "source=first_request,ratio=prompt"}) {
     EXPECT_EQ(make_policy(spec)->spec(), spec);
   }
   EXPECT_EQ(make_policy("bicache:depth=5")->spec(),
             "bicache:depth=5,refresh_steps=16,splice=official");
+  EXPECT_EQ(make_policy("bicache:depth=1,refresh=drift:0.050")->spec(),
+            "bicache:depth=1,refresh_steps=16,splice=official,refresh=drift:0.05");
+  EXPECT_EQ(make_policy("bicache:depth=table:0:1/30:10")->spec(),
+            "bicache:depth=0:1/30:10,refresh_steps=16,splice=official");
   EXPECT_EQ(make_policy("bicache:splice=strict,depth=2+none")->spec(),
             "bicache:depth=2,refresh_steps=16,splice=strict");
   for (const PolicyRow& row : policy_table()) {
@@ -128,11 +146,13 @@ TEST(Policies, ErrorsListWhatExists) {
       {"", "expected one of none, naive, bicache, got \"\""},
       {"bicash:depth=1", "expected one of none, naive, bicache, got \"bicash\""},
       {"bicache", "expected a value for depth"},
-      {"bicache:", "expected settings depth, refresh_steps, splice, got \"\""},
-      {"bicache:dept=1", "expected settings depth, refresh_steps, splice, got \"dept\""},
+      {"bicache:",
+       "expected settings depth, refresh_steps, splice, refresh, source, ratio, probe_rows, got "
+       "\"\""},
+      {"bicache:dept=1", "probe_rows, got \"dept\""},
       {"bicache:depth", "expected depth=value"},
       {"bicache:depth=", "expected a value for depth"},
-      {"bicache:depth=x", "expected a number or a table"},
+      {"bicache:depth=x", "expected a number, a table such as"},
       {"bicache:depth=-1", "expected >= 0"},
       {"bicache:depth=1,depth=2", "twice"},
       {"bicache:depth=0:1/0:2", "twice"},
@@ -142,6 +162,23 @@ TEST(Policies, ErrorsListWhatExists) {
       {"bicache:depth=1,refresh_steps=-3", "expected a number >= 1"},
       {"bicache:depth=1,refresh_steps=99999999999", "expected a number >= 1"},
       {"bicache:depth=1,splice=loose", "expected official or strict, got \"loose\""},
+      {"bicache:depth=1,refresh=often", "expected steps, block or drift:LIMIT"},
+      {"bicache:depth=1,refresh=drift", "expected steps, block or drift:LIMIT"},
+      {"bicache:depth=1,refresh=drift:", "expected steps, block or drift:LIMIT"},
+      {"bicache:depth=1,refresh=drift:-0.1", "expected steps, block or drift:LIMIT"},
+      {"bicache:depth=1,refresh=drift:nan", "expected steps, block or drift:LIMIT"},
+      {"bicache:depth=1,source=second", "expected alone or first_request, got \"second\""},
+      {"bicache:depth=1,ratio=all", "expected request or prompt, got \"all\""},
+      {"bicache:depth=1,probe_rows=0", "expected a number >= 1"},
+      {"bicache:depth=probe", "expected probe:TAU"},
+      {"bicache:depth=probe:x", "expected probe:TAU"},
+      {"bicache:depth=probe:1.5", "expected a similarity -1..1"},
+      {"bicache:depth=probe:inf", "expected a similarity -1..1"},
+      {"bicache:depth=agreement:", "expected ratio:depth"},
+      {"bicache:depth=agreement:5", "expected ratio:depth"},
+      {"bicache:depth=table:0:1/0:2", "twice"},
+      {"bicache:depth=hook", "expected a function, which a cache string cannot carry"},
+      {"bicache:depth=hook:1", "expected a function"},
       {"naive:source=second", "expected alone or first_request, got \"second\""},
       {"none:depth=1", "expected settings none, got \"depth\""},
       {"bicache:depth=1+naive", "both speak for the shared prefix"},
@@ -162,15 +199,158 @@ TEST(Policies, DepthMustFitTheModel) {
 
 TEST(Depth, TableLookup) {
   const auto depth = parse_depth("5:1/10:3/60:9");
-  const auto at = [&](int64_t p, int64_t rest) { return depth->depth({12, p, rest, 0, 0}); };
+  const auto at = [&](int64_t p, int64_t rest) { return *depth->constant({12, p, rest, 0, 0}); };
   EXPECT_EQ(at(4, 96), 0);  // below the table: no reuse across requests
   EXPECT_EQ(at(5, 95), 1);
   EXPECT_EQ(at(59, 41), 3);
   EXPECT_EQ(at(60, 40), 9);
   EXPECT_EQ(at(100, 0), 9);
-  EXPECT_EQ(depth->reachable(), (std::vector<int>{0, 1, 3, 9}));
+  EXPECT_EQ(depth->reachable(12), (std::vector<int>{0, 1, 3, 9}));
   EXPECT_EQ((RequestInfo{12, 1, 0, 199, 0}).ratio(), 0);  // 0.5 rounds to even
   EXPECT_EQ((RequestInfo{12, 3, 0, 197, 0}).ratio(), 2);  // 1.5 rounds to even
+  // the published profiler's ratio leaves the response out
+  const RequestInfo r{12, 60, 15, 25, 0};
+  EXPECT_EQ(r.ratio(), 60);
+  EXPECT_EQ(r.ratio(RatioOf::prompt), 80);
+  EXPECT_EQ(parse_depth("61:4")->constant(r), 0);
+  EXPECT_EQ(parse_depth("61:4", RatioOf::prompt)->constant(r), 4);
+}
+
+TEST(Depth, EachSaysWhy) {
+  StepInfo s = at_step(0);  // ratio 59
+  EXPECT_EQ(parse_depth("5")->choose(s).why, "fixed");
+  EXPECT_EQ(parse_depth("0:1/30:10")->choose(s).why, "table: ratio 59 reads the entry at 30");
+  EXPECT_EQ(parse_depth("60:1")->choose(s).why, "table: ratio 59 is below the first, 60");
+  EXPECT_EQ(parse_depth("agreement:50:2")->choose(s).why,
+            "agreement: ratio 59 reads the entry at 50");
+  EXPECT_EQ(parse_depth("probe:0.9")->choose(s).why, "probe: nothing was measured yet");
+}
+
+TEST(Depth, ProbeTakesTheLeadingRunAboveTau) {
+  const auto depth = parse_depth("probe:0.9");
+  EXPECT_TRUE(depth->observes());
+  EXPECT_FALSE(depth->constant(kRequest).has_value());
+  EXPECT_EQ(depth->reachable(2), (std::vector<int>{0, 1, 2}));
+  StepInfo s = at_step(4);
+  EXPECT_EQ(depth->choose(s).depth, 0);
+  const double nan = std::nan("");
+  s.to_entry = {{1, 1, nan}, {0.95, 0.9, 1}, {0.9, 0.9, 1}, {1, 1, 1}};  // 0.9 itself is not above
+  EXPECT_EQ(depth->choose(s).depth, 2);
+  EXPECT_EQ(depth->choose(s).why, "probe: similarity 0.9 in layer 2");
+  s.to_entry[2].v = 0.91;
+  EXPECT_EQ(depth->choose(s).depth, 4);
+  s.to_entry[1].residual = 0.9;  // what the splice at depth 1 would restore
+  EXPECT_EQ(depth->choose(s).depth, 0);
+  EXPECT_EQ(depth->choose(s).why, "probe: similarity 0.9 of the state entering layer 1");
+  // strict restores one layer earlier: at depth 1 from the embeddings, at depth 2 entering layer 1
+  EXPECT_EQ(parse_depth("probe:0.9", RatioOf::request, {}, true)->choose(s).depth, 1);
+  s.to_entry[1].residual = 1;
+  EXPECT_EQ(parse_depth("probe:0.9", RatioOf::request, {}, true)->choose(s).depth, 4);
+  s.to_entry[3].residual = nan;
+  EXPECT_EQ(depth->choose(s).depth, 2);
+  s.to_entry[0] = {};  // NaN: not measured
+  EXPECT_EQ(depth->choose(s).depth, 0);
+}
+
+TEST(Depth, AHookIsAskedAtEveryRefresh) {
+  std::vector<int64_t> asked;
+  const auto hook = hook_depth(
+      [&](const StepInfo& s) {
+        asked.push_back(s.step);
+        return static_cast<int>(s.step);
+      },
+      {}, false);
+  const PolicyPtr policy = make_policy("bicache:depth=hook,refresh_steps=2", hook);
+  EXPECT_EQ(policy->spec(), "bicache:depth=hook,refresh_steps=2,splice=official");
+  EXPECT_EQ(policy->needs(kRequest).kv_layers, 6);
+  EXPECT_EQ(policy->needs(kRequest).joins, (std::vector<int>{1, 2, 3, 4, 5}));
+  EXPECT_EQ(policy->kept(kRequest).kv[0].first_layer, 0);
+  StepInfo s = at_step(0);
+  for (int64_t step = 0; step < 5; ++step) {
+    s.step = step;
+    settle(*policy, s);
+    const StepPlan plan = policy->plan(s);
+    EXPECT_EQ(s.depth, step - step % 2);
+    EXPECT_EQ(plan.from_entry, step % 2 == 0);
+    for (int l = 0; l < 6; ++l)
+      EXPECT_EQ(plan.at(l).fresh, step % 2 == 0 && l >= s.depth ? kAll : kSuffix);
+    EXPECT_TRUE(plan.observe.rows.empty());
+  }
+  EXPECT_EQ(asked, (std::vector<int64_t>{0, 2, 4}));
+  s.step = 8;  // not a depth of this model
+  EXPECT_THROW(settle(*policy, s), std::invalid_argument);
+  EXPECT_EQ(policy->prefix_needs(kRequest).joins, policy->needs(kRequest).joins);
+  const PolicyPtr table = make_policy("bicache:depth=0:5/1:0+none");
+  EXPECT_TRUE(table->needs(kRequest).nothing());          // depth 0 at its ratio,
+  EXPECT_EQ(table->prefix_needs(kRequest).kv_layers, 5);  // but others may come
+  // only what it declares
+  const auto some = hook_depth([](const StepInfo&) { return 3; }, std::vector<int>{3, 1}, true);
+  const PolicyPtr narrow = make_policy("bicache:depth=hook", some);
+  EXPECT_EQ(narrow->needs(kRequest).joins, (std::vector<int>{1, 3}));
+  EXPECT_EQ(narrow->kept(kRequest).kv[0].first_layer, 1);
+  s = at_step(0);
+  settle(*narrow, s);
+  const StepPlan plan = narrow->plan(s);
+  EXPECT_EQ(plan.observe.rows.size(), 8);  // of 10
+  EXPECT_EQ(plan.observe.first, 0);
+  EXPECT_EQ(plan.observe.end, 3);
+  EXPECT_TRUE(plan.observe.to_entry);
+  EXPECT_THROW(hook_depth({}, std::vector<int>{}, false), std::invalid_argument);
+  EXPECT_THROW(hook_depth({}, std::vector<int>{-1}, false), std::invalid_argument);
+}
+
+TEST(Policies, RefreshByBlock) {
+  const PolicyPtr policy = make_policy("bicache:depth=2,refresh=block");
+  for (const int64_t step : {0, 3, 16}) {
+    for (const int64_t block_step : {0, 1}) {
+      if (step == 0 && block_step == 1) continue;
+      StepInfo s = at_step(step);
+      s.block_step = block_step;
+      EXPECT_EQ(planned(policy, s).from_entry, block_step == 0) << step;
+    }
+  }
+}
+
+TEST(Policies, RefreshByDriftOfTheLayersThatARefreshRecomputes) {
+  const PolicyPtr policy = make_policy("bicache:depth=2,refresh=drift:0.1,refresh_steps=5");
+  StepInfo s = at_step(0);
+  EXPECT_TRUE(settle(*policy, s).has_value());
+  EXPECT_TRUE(policy->plan(s).observe.rows.empty());
+  s.step = 1;
+  EXPECT_FALSE(settle(*policy, s).has_value());
+  const StepPlan plan = policy->plan(s);
+  EXPECT_FALSE(plan.from_entry);
+  EXPECT_EQ(plan.observe.rows.size(), 8);
+  EXPECT_EQ(plan.observe.first, 2);  // from where the refresh began
+  EXPECT_EQ(plan.observe.end, 6);
+  EXPECT_FALSE(plan.observe.to_entry);
+  s.step = 2;
+  s.to_own.assign(6, {1, 1, 1});
+  s.to_own[1] = {0, 0, 0};  // lent by the entry: a refresh would not change it
+  s.to_own[4] = {0.95, 0.86, 1};
+  EXPECT_FALSE(settle(*policy, s).has_value());
+  s.to_own[4].v = 0.84;
+  EXPECT_TRUE(settle(*policy, s).has_value());
+  EXPECT_TRUE(s.to_own.empty());  // measured anew
+  EXPECT_EQ(s.refreshed_step, 2);
+  s.step = 6;
+  EXPECT_FALSE(settle(*policy, s).has_value());
+  s.step = 7;  // at the latest after refresh_steps
+  EXPECT_TRUE(settle(*policy, s).has_value());
+}
+
+TEST(Policies, ObservedRowsAreSpreadEvenly) {
+  const auto rows = [](int64_t p, int count) {
+    RequestInfo r = kRequest;
+    r.p = p;
+    StepInfo s = at_step(0, r);
+    return planned(make_policy("bicache:depth=probe:0.9,probe_rows=" + std::to_string(count)), s)
+        .observe.rows.list();
+  };
+  EXPECT_EQ(rows(10, 1), (std::vector<int64_t>{5}));
+  EXPECT_EQ(rows(10, 2), (std::vector<int64_t>{2, 7}));
+  EXPECT_EQ(rows(3, 9), (std::vector<int64_t>{0, 1, 2}));
+  EXPECT_TRUE(rows(0, 9).empty());
 }
 
 TEST(Plan, RejectsWhatTheForwardPassCannotDo) {
@@ -202,12 +382,26 @@ TEST(Plan, RejectsWhatTheForwardPassCannotDo) {
                std::invalid_argument);
   EXPECT_THROW(check(select({{RowSet::span(2, 4), 3}})), std::invalid_argument);
   EXPECT_THROW(check(select({{RowSet::span(2, 4), -1}})), std::invalid_argument);
+  // observed rows: of the prefix, in layers there are
+  StepPlan observed = StepPlan::uniform(all, all);
+  observed.observe = {RowSet::span(0, 2), 1, 3};
+  EXPECT_NO_THROW(check(observed));
+  observed.observe.end = 4;
+  EXPECT_THROW(check(observed), std::invalid_argument);
+  observed.observe = {RowSet::span(0, 2), 2, 1};
+  EXPECT_THROW(check(observed), std::invalid_argument);
+  observed.observe = {RowSet::span(1, 3), 0, 1};
+  EXPECT_THROW(check(observed), std::invalid_argument);
 }
 
 TEST(Plan, PredictedRows) {
-  const LayerPlan plan{
+  const LayerPlan layer{
       RowSet::span(0, 10), RowSet::span(0, 2), {{RowSet::span(2, 6), 1}, {RowSet::span(6, 10), 0}}};
-  EXPECT_EQ(predicted_rows(plan), (RowCount{3, 7}));
+  StepPlan plan{{{0, layer}}, {}, false};
+  EXPECT_EQ(predicted_rows(plan, 1), (RowCount{3, 7}));
+  plan.observe = {RowSet::span(0, 2), 0, 1};
+  EXPECT_EQ(predicted_rows(plan, 0), (RowCount{5, 7}));
+  EXPECT_EQ(predicted_rows(plan, 1), (RowCount{3, 7}));
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The Python module bicache._core: one to one with the C++ names, no logic.
-#include <pybind11/functional.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include "base/parallel.h"
@@ -11,34 +10,8 @@
 #include "kernels/kernels.h"
 #include "without_gil.h"
 
-namespace py = pybind11;
-
 namespace bicache {
 namespace {
-
-// ---- arrays
-
-// A NumPy array that owns `values`, without a copy.
-template <class T>
-py::array_t<T> to_array(std::vector<T> values, std::vector<py::ssize_t> shape = {}) {
-  auto* owned = new std::vector<T>(std::move(values));  // freed by the capsule
-  const py::capsule owner(owned, [](void* p) { delete static_cast<std::vector<T>*>(p); });
-  if (shape.empty()) shape.push_back(static_cast<py::ssize_t>(owned->size()));
-  return py::array_t<T>(shape, owned->data(), owner);
-}
-
-template <class T>
-std::vector<T> to_vector(const py::handle& object, const char* where) {
-  require(py::isinstance<py::array_t<T>>(object), where, ": expected a NumPy array of ",
-          py::str(py::dtype::of<T>()).template cast<std::string>(), ", got ",
-          py::str(py::hasattr(object, "dtype") ? py::object(object.attr("dtype"))
-                                               : py::type::of(object))
-              .template cast<std::string>());
-  const auto array = py::array_t<T, py::array::c_style>::ensure(object);
-  require(array && array.ndim() == 1, where, ": expected one dimension, got ",
-          array ? array.ndim() : 0);
-  return {array.data(), array.data() + array.size()};
-}
 
 // ---- options
 
@@ -129,20 +102,6 @@ py::list option_table() {
   return table;
 }
 
-py::list policies() {
-  using namespace py::literals;
-  py::list table;
-  for (const PolicyRow& row : policy_table()) {
-    py::list fields;
-    for (const PolicyField& f : row.fields) {
-      fields.append(py::dict("name"_a = f.name, "default"_a = f.value, "help"_a = f.help));
-    }
-    table.append(py::dict("name"_a = row.name, "help"_a = row.help, "fields"_a = fields,
-                          "identity"_a = row.identity));
-  }
-  return table;
-}
-
 // ---- results
 
 template <class F>
@@ -170,8 +129,9 @@ py::dict stats_dict(const RequestStats& s) {
       "flops"_a = total(s.work, &Work::flops), "bytes_read"_a = total(s.work, &Work::bytes),
       "entry_rows_per_layer"_a = per_layer(s.entry_work, layers, recomputed),
       "entry_flops"_a = total(s.entry_work, &Work::flops), "prefix_hit"_a = s.prefix_hit,
-      "depth"_a = s.depth, "refreshes"_a = s.refreshes, "steps"_a = s.steps, "passes"_a = s.passes,
-      "cache_bytes"_a = s.cache_bytes, "seconds"_a = s.seconds);
+      "prefix_tokens"_a = s.prefix_tokens, "depth"_a = s.depth, "depth_reason"_a = s.depth_reason,
+      "depths"_a = s.depths, "refreshes"_a = s.refreshes, "steps"_a = s.steps,
+      "passes"_a = s.passes, "cache_bytes"_a = s.cache_bytes, "seconds"_a = s.seconds);
 }
 
 template <class T, class F>
@@ -183,36 +143,40 @@ py::array_t<T> of_commits(const StepEvent& e, F&& get) {
 
 // ---- engine
 
-std::optional<DType> to_dtype(const std::string& text) {
-  if (text == "auto") return std::nullopt;
-  require(text == "f32" || text == "bf16", "[engine] dtype: expected auto, f32 or bf16, got \"",
+DType to_dtype(const std::string& text, const char* what, const char* choices) {
+  require(text == "f32" || text == "bf16", "[engine] ", what, ": expected ", choices, ", got \"",
           text, "\"");
   return text == "f32" ? DType::f32 : DType::bf16;
 }
 
 std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string& dtype,
                                     const std::string& backend, int threads,
-                                    int64_t prefix_budget_bytes, int32_t eot_token_id) {
+                                    int64_t prefix_budget_bytes, const std::string& prefix_dtype,
+                                    int32_t eot_token_id) {
   require(backend == "packed" || backend == "blas",
           "[engine] backend: expected packed or blas, got \"", backend, "\"");
-  const std::optional<DType> kept = to_dtype(dtype);
+  std::optional<DType> kept;
+  if (dtype != "auto") kept = to_dtype(dtype, "dtype", "auto, f32 or bf16");
+  const DType entries = to_dtype(prefix_dtype, "prefix_dtype", "f32 or bf16");
   const WithoutGil released;
   if (threads == 0) threads = available_threads();
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, or 0 for all, got ",
           threads);
   auto model = Model::load(folder, backend == "blas" ? Backend::blas : Backend::packed, kept,
                            threads, eot_token_id);
-  return std::make_shared<Engine>(std::move(model), threads, prefix_budget_bytes);
+  return std::make_shared<Engine>(std::move(model), threads, prefix_budget_bytes, entries);
 }
 
 std::shared_ptr<Generation> start(std::shared_ptr<Engine> engine, const py::list& list,
                                   int64_t batch_rows) {
   std::vector<Request> requests;
   for (const py::handle& item : list) {
-    const auto [tokens, prefix, options, cache] =
-        item.cast<std::tuple<py::object, int64_t, py::dict, std::string>>();
+    using Discover = std::optional<std::pair<int64_t, int64_t>>;
+    const auto [tokens, prefix, options, policy, salt, discover] =
+        item.cast<std::tuple<py::object, int64_t, py::dict, PolicyHandle, std::string, Discover>>();
     requests.push_back({to_vector<int32_t>(tokens, "[generate] prompt"), prefix,
-                        to_options(options), make_policy(cache)});
+                        to_options(options), policy.policy, salt, std::nullopt});
+    if (discover) requests.back().discover = DiscoveryRule{discover->first, discover->second};
   }
   return std::make_shared<Generation>(std::move(engine), std::move(requests), batch_rows);
 }
@@ -234,28 +198,30 @@ py::array_t<float> forward(Engine& engine, const py::object& tokens, const py::o
                                       static_cast<py::ssize_t>(engine.model().config().vocab)});
 }
 
-// A Python callable that any thread may drop.
 Tap to_tap(py::object function) {
   if (function.is_none()) return {};
-  const std::shared_ptr<py::object> held(new py::object(std::move(function)), [](py::object* f) {
-    const py::gil_scoped_acquire acquire;
-    delete f;
-  });
-  return [held](int layer, const char* name, View<const float> values) {
+  return [f = held(std::move(function))](int layer, const char* name, View<const float> values) {
     const py::gil_scoped_acquire acquire;
     py::array_t<float> array({values.rows, values.cols});
     for (int64_t i = 0; i < values.rows; ++i)
       std::copy_n(values.row(i), values.cols, array.mutable_data(i, 0));
-    (*held)(layer, name, array);
+    (*f)(layer, name, array);
   };
+}
+
+bool warm(Engine& engine, const py::object& tokens, const PolicyHandle& policy,
+          const std::string& salt) {
+  const auto ids = to_vector<int32_t>(tokens, "[warm] prefix");
+  const WithoutGil released;
+  return engine.warm(ids, *policy.policy, salt);
 }
 
 py::dict prefix_stats(Engine& engine) {
   using namespace py::literals;
   const PrefixStore::Stats s = engine.store().stats();
   return py::dict("entries"_a = s.entries, "size_bytes"_a = s.size_bytes,
-                  "budget_bytes"_a = s.budget_bytes, "hits"_a = s.hits, "misses"_a = s.misses,
-                  "evictions"_a = s.evictions, "refused"_a = s.refused);
+                  "budget_bytes"_a = s.budget_bytes, "pinned"_a = s.pinned, "hits"_a = s.hits,
+                  "misses"_a = s.misses, "evictions"_a = s.evictions, "refused"_a = s.refused);
 }
 
 py::dict checkpoint_info(const std::string& folder) {
@@ -370,7 +336,8 @@ void bind_engine(py::module_& m) {
       "A loaded model and its prefix store. Safe to use from several threads: steps take turns.")
       .def(py::init(&load_engine), py::arg("folder"), py::kw_only(), py::arg("dtype") = "auto",
            py::arg("backend") = "packed", py::arg("threads") = 0,
-           py::arg("prefix_budget_bytes") = int64_t{1} << 30, py::arg("eot_token_id") = -1)
+           py::arg("prefix_budget_bytes") = int64_t{1} << 30, py::arg("prefix_dtype") = "f32",
+           py::arg("eot_token_id") = -1)
       .def_property_readonly("config", [](const Engine& e) { return e.model().config(); })
       .def_property_readonly(
           "dtype", [](const Engine& e) { return std::string(name(e.model().weights().dtype)); })
@@ -378,14 +345,17 @@ void bind_engine(py::module_& m) {
           "backend",
           [](const Engine& e) { return e.model().backend() == Backend::blas ? "blas" : "packed"; })
       .def_property_readonly("threads", &Engine::threads)
+      .def_property_readonly("prefix_dtype",
+                             [](const Engine& e) { return std::string(name(e.prefix_dtype())); })
+      .def_property_readonly("fingerprint", [](const Engine& e) { return e.model().fingerprint(); })
       .def_property_readonly("weight_bytes",
                              [](const Engine& e) { return e.model().weights().size_bytes(); })
       .def("forward", &forward, py::arg("tokens"), py::arg("rows") = py::none(),
            "Logits float32 [len(rows), V] of positions `rows` (None: all N) of tokens int32 [N], "
            "without any cache.")
       .def("start", &start, py::arg("requests"), py::kw_only(), py::arg("batch_rows") = 4096,
-           "Requests are (prompt ids int32 [p + u], p, options, cache string); checked before "
-           "anything runs.")
+           "Requests are (prompt ids int32 [p + u], p, options, Policy, salt, None or "
+           "(min_tokens, min_requests) to look for a prefix); checked before anything runs.")
       .def(
           "set_tap",
           [](Engine& e, py::object function) {
@@ -395,7 +365,29 @@ void bind_engine(py::module_& m) {
           },
           py::arg("tap"), "tap(layer, name, float32 array) for every pass from now on; None: off.")
       .def("prefix_stats", &prefix_stats)
-      .def("clear_prefixes", [](Engine& e) { e.store().clear(); });
+      .def("clear_prefixes", &Engine::clear_prefixes)
+      .def(
+          "save_prefixes",
+          [](Engine& e, const std::string& path) {
+            const WithoutGil released;
+            return save_prefixes(e.store(), e.store_shape(), path);
+          },
+          py::arg("path"), "Writes all prefix entries to a file; how many.")
+      .def(
+          "load_prefixes",
+          [](Engine& e, const std::string& path) {
+            Restored r;
+            {
+              const WithoutGil released;
+              r = restore_prefixes(e.store(), e.store_shape(), path);
+            }
+            using namespace py::literals;
+            return py::dict("entries"_a = r.entries, "kept"_a = r.kept);
+          },
+          py::arg("path"),
+          "Puts those of a file into the store: {'entries': in the file, 'kept': in the store}.")
+      .def("warm", &warm, py::arg("tokens"), py::arg("policy"), py::arg("salt") = "",
+           "Makes the entry of a prefix int32 [p], unless it is there; whether it is kept.");
 }
 
 }  // namespace
@@ -417,6 +409,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("__version__") = BICACHE_VERSION;
   WithoutGil::wait_at_exit();
   bind_config(m);
+  bind_policies(m);
   bind_generation(m);
   bind_engine(m);
   m.def(
@@ -429,11 +422,6 @@ PYBIND11_MODULE(_core, m) {
         "{'tensors': {name: (dtype, shape)}, 'size_bytes', 'parameters'}, without loading any "
         "weight.");
   m.def("option_table", &option_table, "Generation options: name, type, default, help, choices.");
-  m.def("policy_table", &policies,
-        "Cache policies: name, help, fields (name, default, help), identity.");
-  m.def(
-      "canonical_policy", [](const std::string& cache) { return make_policy(cache)->spec(); },
-      py::arg("cache"), "The cache string with every setting written out.");
   m.def("isa", [] { return kernels().isa; }, "The kernel table in use.");
   m.def("available_isas", [] {
     std::vector<std::string> names;

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "../prefix_image.h"
 #include "base/check.h"
 #include "files/json.h"
 #include "files/safetensors.h"
@@ -118,6 +119,26 @@ inline bool run_safetensors(std::string_view bytes) {
   } catch (const std::invalid_argument& e) {
     return refused(e);
   } catch (const FileError& e) {
+    return refused(e);
+  }
+}
+
+// Of the prefix files that are tried.
+inline StoreShape prefix_shape() { return {4, 2, 3, DType::bf16, "fuzz"}; }
+
+// Whether the bytes were accepted.
+inline bool run_prefixes(std::string_view bytes) {
+  const MemoryFile memory(bytes);
+  PrefixStore store(int64_t{1} << 40);
+  try {
+    const Restored restored = restore_prefixes(store, prefix_shape(), memory.path());
+    internal_check(restored.kept == restored.entries, "an entry is not kept");
+    // One file for one content.
+    internal_check(PrefixImage(prefix_shape(), store.items()).bytes() == bytes,
+                   "the store has other content");
+    return true;
+  } catch (const std::invalid_argument& e) {
+    internal_check(store.stats().entries == 0, "a refused file left entries");
     return refused(e);
   }
 }

@@ -69,18 +69,22 @@ void LayerCache::forget_prefix(int64_t p) {
 
 float* LayerCache::delta(int layer, int64_t row) { return delta_.find(layer, row); }
 
-void LayerCache::key_rows(int layer, const PrefixEntry* entry, const float** k, const float** v) {
+bool LayerCache::borrows(int layer, int64_t p) const {
+  const auto begin = own_.begin() + layer * rows_;
+  return std::find(begin, begin + p, 0) != begin + p;
+}
+
+void LayerCache::key_rows(int layer, const float* lent, int64_t lent_rows, const float** k,
+                          const float** v) {
   for (int64_t row = 0; row < rows_; ++row) {
     if (own(layer, row)) {
       k[row] = slot(layer, row);
-      v[row] = k[row] + kv_width_;
-      continue;
+    } else {
+      require(lent != nullptr && row < lent_rows, "[cache] layer ", layer, " row ", row,
+              ": expected K/V written by this request or held by its prefix entry, got neither");
+      k[row] = lent + row * 2 * kv_width_;
     }
-    require(entry != nullptr && row < entry->rows() && layer < entry->kv_layers(), "[cache] layer ",
-            layer, " row ", row,
-            ": expected K/V written by this request or held by its prefix entry, got neither");
-    k[row] = entry->k(layer, row);
-    v[row] = entry->v(layer, row);
+    v[row] = k[row] + kv_width_;
   }
 }
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "base/buffer.h"
-#include "cache/prefix_entry.h"
 #include "cache/rows.h"
 
 namespace bicache {
@@ -53,9 +52,11 @@ class LayerCache {
   // Where row `row` keeps its delta [E] of this layer; null where the policy does not keep it.
   float* delta(int layer, int64_t row);
 
+  // Whether some of rows [0, p) lend the prefix entry's K/V in this layer.
+  bool borrows(int layer, int64_t p) const;
   // Pointers to K and V [G, D] of all N rows: the request's own where it wrote them, otherwise the
-  // entry's.
-  void key_rows(int layer, const PrefixEntry* entry, const float** k, const float** v);
+  // prefix entry's, `lent` [lent_rows, 2, G, D].
+  void key_rows(int layer, const float* lent, int64_t lent_rows, const float** k, const float** v);
 
  private:
   struct Store {

@@ -20,9 +20,11 @@ StepPlan StepPlan::uniform(RowSet rows, RowSet logits) {
   return {{{0, {rows, rows, {}}}}, std::move(logits), false};
 }
 
-RowCount predicted_rows(const LayerPlan& plan) {
-  RowCount n{plan.fresh.size(), 0};
-  for (const Select& s : plan.select) {
+RowCount predicted_rows(const StepPlan& plan, int layer) {
+  RowCount n{plan.at(layer).fresh.size(), 0};
+  if (plan.observe.first <= layer && layer < plan.observe.end)
+    n.recomputed += plan.observe.rows.size();
+  for (const Select& s : plan.at(layer).select) {
     n.recomputed += s.count;
     n.value_only += s.rows.size() - s.count;
   }
@@ -70,6 +72,12 @@ void check_plan(const StepPlan& plan, int layers, int64_t n, int64_t p, int shif
     below = &s.plan.live;
     last = s.first;
   }
+  require(prefix.contains(plan.observe.rows), "[plan] observe: expected shared-prefix rows (",
+          prefix.str(), "), got ", plan.observe.rows.str());
+  require(0 <= plan.observe.first && plan.observe.first <= plan.observe.end &&
+              plan.observe.end <= layers,
+          "[plan] observe: expected layers of 0..", layers, ", got ", plan.observe.first, " to ",
+          plan.observe.end);
   plan.logits.for_each([&](int64_t i) {
     const int64_t row = std::max<int64_t>(i - shift, 0);
     require(0 <= i && i < n && below->contains(row), "[plan] logits: position ", i,

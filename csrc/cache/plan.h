@@ -14,6 +14,8 @@
 //                 wrote in this layer, or the prefix entry's.
 //   5. residual   recomputed: x = (x + attention) + FFN, delta = attention + FFN; other live rows:
 //   x += delta.
+// Observed rows run beside all this: they read what the other rows read and write nothing, so they
+// change nothing. What they would have written is compared with what is lent in their place.
 #pragma once
 
 #include <cstdint>
@@ -43,10 +45,19 @@ struct LayerSpan {
   LayerPlan plan;
 };
 
+// Prefix rows that run in layers [first, end) in order to be looked at.
+struct Observe {
+  RowSet rows;
+  int first = 0;  // from their embeddings (0) or from the prefix entry's residual
+  int end = 0;
+  bool to_entry = false;  // compare with the prefix entry; otherwise with what the rows lend
+};
+
 struct StepPlan {
   std::vector<LayerSpan> layers;  // ascending, the first at layer 0
   RowSet logits;                  // positions to predict; empty: a pass that only fills caches
   bool from_entry = false;  // first forget the request's own prefix K/V: lend the entry's again
+  Observe observe = {};
 
   const LayerPlan& at(int layer) const;
 
@@ -54,13 +65,13 @@ struct StepPlan {
   static StepPlan uniform(RowSet rows, RowSet logits);
 };
 
-// Rows a plan makes one layer work on: exactly what the forward pass will count.
+// Rows a plan makes a layer work on: exactly what the forward pass will count.
 struct RowCount {
-  int64_t recomputed = 0;  // projected, attended, FFN
+  int64_t recomputed = 0;  // projected, attended, FFN; observed rows too
   int64_t value_only = 0;  // candidates of select that were not chosen: V alone
   bool operator==(const RowCount&) const = default;
 };
-RowCount predicted_rows(const LayerPlan& plan);
+RowCount predicted_rows(const StepPlan& plan, int layer);
 
 // std::invalid_argument if the plan breaks the rules above: for a request of `n` rows of which `p`
 // are shared prefix, on a model with `layers` layers that predicts position i from row i - shift.

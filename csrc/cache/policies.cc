@@ -21,13 +21,26 @@ const std::vector<PolicyRow>& policy_table() {
        "reuse the shared prefix's K/V in the shallow layers, recompute them deeper (arXiv "
        "2606.07571)",
        {{"depth", "",
-         "layers whose prefix K/V are reused: a number, or a table ratio:depth/ratio:depth"},
+         "layers whose prefix K/V are reused: a number, a table ratio:depth/ratio:depth, "
+         "agreement:TABLE (calibrated by the agreement of answers) or probe:TAU (measured while "
+         "the request runs)"},
         {"refresh_steps", "16",
          "steps between two recomputations of the deeper layers' prefix K/V"},
         {"splice", "official",
          "official: prefix rows rejoin in layer depth, as published; strict: one layer earlier, so "
          "that exactly depth layers "
-         "use stale K/V"}},
+         "use stale K/V"},
+        {"refresh", "steps",
+         "when they are recomputed: steps (every refresh_steps), block (at each block's first "
+         "step) or drift:LIMIT (when observed rows have moved by more than LIMIT = 1 - cosine, and "
+         "at least every refresh_steps)"},
+        {"source", "alone",
+         "where the reused K/V come from: alone (the prefix by itself, as published) or "
+         "first_request (as they stood in the first request's canvas; for comparison)"},
+        {"ratio", "request",
+         "how tables are read: request = 100 p / (p + u + g), as published at run time, or prompt "
+         "= 100 p / (p + u), as published in the profiler"},
+        {"probe_rows", "8", "prefix rows that are observed, where something asks for it"}},
        "bicache:depth=1,refresh_steps=1,splice=strict",
        make_bicache},
   };
@@ -53,7 +66,7 @@ std::string names(const Rows& rows) {
   return text.empty() ? "none" : text;
 }
 
-PolicyPtr make_one(const std::string& text) {
+PolicyPtr make_one(const std::string& text, const DepthPtr& hook) {
   const size_t colon = text.find(':');
   const std::string name = text.substr(0, colon);
   const auto& table = policy_table();
@@ -86,7 +99,7 @@ PolicyPtr make_one(const std::string& text) {
     require(!values[i].empty(), "[cache] ", name, ": expected a value for ", row->fields[i].name,
             " (", row->fields[i].help, "), got none");
   }
-  return row->make(values);
+  return row->make(values, hook);
 }
 
 class Composed : public Policy {
@@ -101,7 +114,8 @@ class Composed : public Policy {
     rest_->check(r);
   }
   EntryNeeds needs(const RequestInfo& r) const override { return prefix_->needs(r); }
-  int depth(const RequestInfo& r) const override { return prefix_->depth(r); }
+  EntryNeeds prefix_needs(const RequestInfo& r) const override { return prefix_->prefix_needs(r); }
+  std::optional<DepthChoice> choose(const StepInfo& s) const override { return prefix_->choose(s); }
 
   Kept kept(const RequestInfo& r) const override {
     Kept kept = prefix_->kept(r);
@@ -124,7 +138,7 @@ class Composed : public Policy {
     std::sort(firsts.begin(), firsts.end());
     firsts.erase(std::unique(firsts.begin(), firsts.end()), firsts.end());
 
-    StepPlan plan{{}, b.logits, a.from_entry};
+    StepPlan plan{{}, b.logits, a.from_entry, a.observe};
     for (const int first : firsts) {
       const LayerPlan &x = a.at(first), &y = b.at(first);
       LayerPlan both{x.live.unite(y.live), x.fresh.unite(y.fresh), x.select};
@@ -149,13 +163,23 @@ PolicyPtr compose(PolicyPtr prefix, PolicyPtr rest) {
   return std::make_shared<Composed>(std::move(prefix), std::move(rest));
 }
 
-PolicyPtr make_policy(const std::string& text) {
+std::optional<DepthChoice> settle(const Policy& policy, StepInfo& step) {
+  std::optional<DepthChoice> choice = policy.choose(step);
+  if (choice) {
+    step.depth = choice->depth;
+    step.refreshed_step = step.step;
+    step.to_own.clear();
+  }
+  return choice;
+}
+
+PolicyPtr make_policy(const std::string& text, const DepthPtr& hook) {
   const std::vector<std::string> parts = split(text, '+');
   require(parts.size() <= 2, "[cache] policy: expected at most two joined by '+', got \"", text,
           "\"");
-  PolicyPtr first = make_one(parts[0]);
-  if (parts.size() == 2) return compose(std::move(first), make_one(parts[1]));
-  return first->prefix_only() ? compose(std::move(first), make_none({})) : first;
+  PolicyPtr first = make_one(parts[0], hook);
+  if (parts.size() == 2) return compose(std::move(first), make_one(parts[1], hook));
+  return first->prefix_only() ? compose(std::move(first), make_none({}, {})) : first;
 }
 
 }  // namespace bicache

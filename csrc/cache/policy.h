@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,18 +14,6 @@
 #include "cache/prefix_entry.h"
 
 namespace bicache {
-
-// What a policy sees at one step of one request.
-struct StepInfo {
-  RequestInfo request;
-  int64_t step = 0;        // passes that committed so far, from the request's start, across blocks
-  RowSpan block;           // current block: rows [begin, end)
-  int64_t block_step = 0;  // the same, within this block
-  RowSet wanted;           // masked positions of this block
-  int repeat = 0;          // passes already made at this step (after a pass without logits)
-  int64_t first_row =
-      0;  // first row the policy speaks for: p when another one speaks for the shared prefix
-};
 
 class Policy {
  public:
@@ -42,16 +31,21 @@ class Policy {
   // 2. what it may read of a prefix entry (looked up, or made, before the first step); nothing: no
   // entry is used.
   virtual EntryNeeds needs(const RequestInfo&) const { return {}; }
+  // The same of all requests that may come with this prefix, whatever follows it.
+  virtual EntryNeeds prefix_needs(const RequestInfo& r) const { return needs(r); }
   // 3. what must outlive a pass.
   virtual Kept kept(const RequestInfo&) const { return {}; }
-  // 4. one plan per pass, until no masks are left.
+  // 4. before each pass: the depth b from this step on, where the policy settles it now (bicache:
+  // at a refresh). The engine puts it into `step` before it asks for the plan; see settle().
+  virtual std::optional<DepthChoice> choose(const StepInfo&) const { return {}; }
+  // 5. one plan per pass, until no masks are left.
   virtual StepPlan plan(const StepInfo& step) const = 0;
-
-  // For statistics: the depth b of this request (-1: the policy has none).
-  virtual int depth(const RequestInfo&) const { return -1; }
 };
 
 using PolicyPtr = std::shared_ptr<const Policy>;
+
+// Lifecycle step 4: asks, and notes the answer in `step`.
+std::optional<DepthChoice> settle(const Policy& policy, StepInfo& step);
 
 // One setting of a policy, and how it is described to users.
 struct PolicyField {
@@ -67,21 +61,22 @@ struct PolicyRow {
   std::vector<PolicyField> fields;
   const char* identity;  // a cache string at which the policy must equal `none` bit for bit; "" if
                          // it has none
-  PolicyPtr (*make)(const std::vector<std::string>& values);  // one value per field, in order
+  // One value per field, in order; `hook` is what "depth=hook" stands for.
+  PolicyPtr (*make)(const std::vector<std::string>& values, const DepthPtr& hook);
 };
 const std::vector<PolicyRow>& policy_table();
 
 // "name", "name:field=value,field=value", or two of them joined by '+'. std::invalid_argument lists
-// what exists.
-PolicyPtr make_policy(const std::string& text);
+// what exists. `hook`: what "depth=hook" stands for.
+PolicyPtr make_policy(const std::string& text, const DepthPtr& hook = {});
 
 // `prefix` speaks for the shared prefix rows, `rest` for all others; the plan is the union, layer
 // by layer.
 PolicyPtr compose(PolicyPtr prefix, PolicyPtr rest);
 
 // Makers of the table's rows, one file each.
-PolicyPtr make_none(const std::vector<std::string>& values);
-PolicyPtr make_naive(const std::vector<std::string>& values);
-PolicyPtr make_bicache(const std::vector<std::string>& values);
+PolicyPtr make_none(const std::vector<std::string>& values, const DepthPtr& hook);
+PolicyPtr make_naive(const std::vector<std::string>& values, const DepthPtr& hook);
+PolicyPtr make_bicache(const std::vector<std::string>& values, const DepthPtr& hook);
 
 }  // namespace bicache

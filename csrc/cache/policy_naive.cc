@@ -18,8 +18,11 @@ class Naive : public Policy {
   EntryNeeds needs(const RequestInfo& r) const override {
     return r.p == 0 ? EntryNeeds{} : EntryNeeds{source_, r.layers, {}};
   }
+  std::optional<DepthChoice> choose(const StepInfo& s) const override {
+    if (s.step > 0 || s.repeat > 0) return {};
+    return DepthChoice{s.request.layers, "naive"};
+  }
   StepPlan plan(const StepInfo&) const override { return {{{0, {}}}, {}, false}; }
-  int depth(const RequestInfo& r) const override { return r.layers; }
 
  private:
   EntryNeeds::Source source_;
@@ -27,7 +30,7 @@ class Naive : public Policy {
 
 }  // namespace
 
-PolicyPtr make_naive(const std::vector<std::string>& values) {
+PolicyPtr make_naive(const std::vector<std::string>& values, const DepthPtr&) {
   require(values[0] == "alone" || values[0] == "first_request",
           "[cache] naive source: expected alone or first_request, got \"", values[0], "\"");
   return std::make_shared<Naive>(values[0] == "alone" ? EntryNeeds::Source::alone

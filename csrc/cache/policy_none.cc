@@ -14,6 +14,8 @@ class None : public Policy {
 
 }  // namespace
 
-PolicyPtr make_none(const std::vector<std::string>&) { return std::make_shared<None>(); }
+PolicyPtr make_none(const std::vector<std::string>&, const DepthPtr&) {
+  return std::make_shared<None>();
+}
 
 }  // namespace bicache

@@ -7,15 +7,20 @@
 
 namespace bicache {
 
-Engine::Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes)
-    : model_(std::move(model)), threads_(threads), store_(prefix_budget_bytes) {
+Engine::Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes,
+               DType prefix_dtype)
+    : model_(std::move(model)),
+      threads_(threads),
+      store_(prefix_budget_bytes),
+      prefix_dtype_(prefix_dtype) {
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, got ", threads);
 }
 
 Engine::Turn::Turn(Engine& engine) : engine_(engine) {
   if (engine.owner_ == std::this_thread::get_id()) {
     throw std::runtime_error(
-        "[tap] call: expected none into the same model from inside a tap, got one");
+        "[engine] call: expected none into the same model from inside a tap or a depth policy, got "
+        "one");
   }
   engine.mutex_.lock();
   engine.owner_ = std::this_thread::get_id();
@@ -55,20 +60,70 @@ std::vector<float> Engine::forward(std::vector<int32_t> tokens,
   return logits;
 }
 
-PrefixStore::Entry Engine::prefix_entry(const Request& request, const RequestInfo& info,
-                                        const std::vector<int32_t>& canvas, RequestStats& stats) {
-  EntryNeeds needs = request.policy->needs(info);
+StoreShape Engine::store_shape() const {
+  const ModelConfig& c = model_->config();
+  const bool packed = model_->backend() == Backend::packed;
+  return {
+      c.layers, c.kv_width(), c.dim, prefix_dtype_,
+      cat(model_->fingerprint(), " ", name(model_->weights().dtype), " weights, ",
+          packed ? "" : "blas and ", model_->kernels().isa, " kernels, bicache ", BICACHE_VERSION)};
+}
+
+void Engine::clear_prefixes() {
+  store_.clear();
+  discovery_.clear();
+}
+
+bool Engine::warm(const std::vector<int32_t>& prefix, const Policy& policy,
+                  const std::string& salt) {
+  const Turn turn(*this);
+  const ModelConfig& c = model_->config();
+  const auto p = static_cast<int64_t>(prefix.size());
+  require(1 <= p && p <= c.context, "[warm] prefix: expected 1..", c.context,
+          " tokens (the model's context), got ", p);
+  for (int64_t i = 0; i < p; ++i) {
+    require(0 <= prefix[i] && prefix[i] < c.embeddings, "[warm] prefix token ", i,
+            ": expected an id of 0..", c.embeddings - 1, ", got ", prefix[i]);
+  }
+  const RequestInfo info{c.layers, p, 0, 0, c.shift};
+  policy.check(info);
+  const EntryNeeds needs = policy.prefix_needs(info);
+  require(!needs.nothing() && needs.source == EntryNeeds::Source::alone,
+          "[warm] cache: expected a policy that reads entries of the prefix alone, such as "
+          "bicache:depth=1, got ",
+          policy.spec());
+  RequestStats stats;
+  prefix_entry(needs, info, prefix, salt, stats);
+  return store_.keeps({prefix, needs.source, salt}, needs);
+}
+
+int64_t Engine::discover(const Request& request) {
+  const ModelConfig& c = model_->config();
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  const int64_t p = discovery_.prefix_of(request.prompt, request.salt, prompt - c.shift,
+                                         *request.discover, store_);
+  const EntryNeeds needs = request.policy->prefix_needs({c.layers, p, prompt - p, 0, c.shift});
+  const bool fits = PrefixEntry::size_bytes(p, c.kv_width(), c.dim, needs, prefix_dtype_) <=
+                    store_.stats().budget_bytes;
+  return needs.nothing() || !fits ? 0 : p;
+}
+
+PrefixStore::Entry Engine::prefix_entry(EntryNeeds needs, const RequestInfo& info,
+                                        const std::vector<int32_t>& canvas, const std::string& salt,
+                                        RequestStats& stats) {
   if (needs.nothing()) return nullptr;
   const std::span<const int32_t> prefix(canvas.data(), static_cast<size_t>(info.p));
-  PrefixStore::Entry found = store_.find(prefix, needs);
+  const PrefixKey key{prefix, needs.source, salt};
+  PrefixStore::Entry found = store_.find(key, needs);
   stats.prefix_hit = found != nullptr;
   if (found) return found;
 
   // Miss: this same forward, everything recomputed, on the prefix alone (or on the first request's
   // canvas), up to the last layer the entry keeps something of.
   const auto& c = model_->config();
-  if (const EntryNeeds wide = store_.widened(prefix, needs);
-      PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, wide) <= store_.stats().budget_bytes) {
+  if (const EntryNeeds wide = store_.widened(key, needs);
+      PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, wide, prefix_dtype_) <=
+      store_.stats().budget_bytes) {
     needs = wide;
   }
   const bool alone = needs.source == EntryNeeds::Source::alone;
@@ -79,11 +134,11 @@ PrefixStore::Entry Engine::prefix_entry(const Request& request, const RequestInf
   for (const int l : needs.joins) stop = std::max(stop, l);
   StepPlan plan = StepPlan::uniform(rows, {});
   if (stop < info.layers) plan.layers.push_back({stop, {}});
-  auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs);
+  auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs, prefix_dtype_);
   Pass pass{&r, &plan, entry.get(), {}};
   model_->forward({&pass, 1}, workspace_, threads_, tap_);
   stats.entry_work = std::move(r.work);
-  store_.insert(prefix, needs.source, entry);
+  store_.insert(key, entry);
   return entry;
 }
 

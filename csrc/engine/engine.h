@@ -12,7 +12,9 @@
 #include <thread>
 #include <vector>
 
+#include "cache/discovery.h"
 #include "cache/policy.h"
+#include "cache/prefix_file.h"
 #include "cache/prefix_store.h"
 #include "engine/options.h"
 #include "engine/sampler.h"
@@ -25,6 +27,8 @@ struct Request {
   int64_t prefix = 0;           // how many of them are shared; never changed by what their ids are
   GenerationOptions options;
   PolicyPtr policy;
+  std::string salt;                       // requests with different salts share no prefix entry
+  std::optional<DiscoveryRule> discover;  // where `prefix` is 0: look for one when it is admitted
 };
 
 // One committed step of one request.
@@ -39,7 +43,10 @@ struct RequestStats {
   std::vector<Work> work;          // [L + 1]: every pass of the request; the last: the head
   std::vector<Work> entry_work;    // [L + 1]: making the prefix entry, where this request had to
   std::optional<bool> prefix_hit;  // none: its policy reads no prefix entry
-  int depth = -1;                  // reusable depth b; -1: the policy has none
+  int64_t prefix_tokens = 0;       // p
+  int depth = -1;                  // reusable depth b in force last; -1: the policy has none
+  std::string depth_reason;        // why
+  std::vector<int> depths;         // as chosen, refresh by refresh
   int64_t refreshes = 0;           // passes that recomputed prefix rows from the entry
   int64_t steps = 0;               // passes that committed tokens
   int64_t passes = 0;
@@ -56,11 +63,19 @@ struct Result {
 
 class Engine {
  public:
-  Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes);
+  Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes,
+         DType prefix_dtype = DType::f32);
 
   const Model& model() const { return *model_; }
   int threads() const { return threads_; }
   PrefixStore& store() { return store_; }
+  DType prefix_dtype() const { return prefix_dtype_; }
+  // What the store's entries belong to: this model, and the way it computes.
+  StoreShape store_shape() const;
+  // Forgets all prefix entries and what discovery has seen.
+  void clear_prefixes();
+  // Makes the entry that `policy` reads of this prefix, unless it is there; whether it is kept.
+  bool warm(const std::vector<int32_t>& prefix, const Policy& policy, const std::string& salt);
   // Of every pass from now on; empty: off.
   void set_tap(Tap tap);
 
@@ -70,7 +85,7 @@ class Engine {
  private:
   friend class Generation;
   // Holds the engine for one pass. std::runtime_error where this thread holds it already, which is
-  // a call from inside a tap: it would wait for itself for ever.
+  // a call from inside a tap or hook: it would wait for itself for ever.
   class Turn {
    public:
     explicit Turn(Engine& engine);
@@ -80,13 +95,19 @@ class Engine {
     Engine& engine_;
   };
 
-  // The entry of a request's prefix: found, or made (which `stats` records).
-  PrefixStore::Entry prefix_entry(const Request& request, const RequestInfo& info,
-                                  const std::vector<int32_t>& canvas, RequestStats& stats);
+  // The entry of a canvas's first info.p rows: found, or made (which `stats` records); null if
+  // nothing is needed.
+  PrefixStore::Entry prefix_entry(EntryNeeds needs, const RequestInfo& info,
+                                  const std::vector<int32_t>& canvas, const std::string& salt,
+                                  RequestStats& stats);
+  // Rows of a request that came without a prefix to take as one; 0: none, or none worth it.
+  int64_t discover(const Request& request);
 
   std::shared_ptr<const Model> model_;
   int threads_;
   PrefixStore store_;
+  DType prefix_dtype_;
+  Discovery discovery_;
   std::mutex mutex_;                         // one pass at a time: workspace and tap
   std::atomic<std::thread::id> owner_ = {};  // who holds it
   Workspace workspace_;

@@ -48,6 +48,12 @@ void Generation::check(size_t index) {
         "[generate] confidence_eos_eot_inf: expected a model with an end-of-text or end-of-turn "
         "token, got one without");
     r.policy->check(info(r));
+    if (r.discover) {
+      require(r.discover->min_tokens >= 1, "[generate] discover min_tokens: expected >= 1, got ",
+              r.discover->min_tokens);
+      require(r.discover->min_requests >= 2,
+              "[generate] discover min_requests: expected >= 2, got ", r.discover->min_requests);
+    }
   } catch (const std::invalid_argument& e) {
     if (requests_.size() == 1) throw;
     fail(e.what(), " (request ", index, ")");
@@ -65,19 +71,23 @@ RequestInfo Generation::info(const Request& r) const {
 }
 
 std::unique_ptr<Generation::Active> Generation::start(size_t index) {
-  const Request& r = requests_[index];
+  Request& r = requests_[index];
   const Model& model = engine_->model();
   auto a = std::make_unique<Active>();
   a->begin = std::chrono::steady_clock::now();
   a->index = index;
+  if (r.discover && r.prefix == 0 && !cancelled_[index]) {
+    r.prefix = engine_->discover(r);
+  }
   a->info = info(r);
   std::vector<int32_t> canvas = r.prompt;
   canvas.resize(static_cast<size_t>(a->info.n()), model.config().mask_token_id);
   std::shared_ptr<const PrefixEntry> entry;
-  if (!cancelled_[index]) entry = engine_->prefix_entry(r, a->info, canvas, a->stats);
+  if (!cancelled_[index])
+    entry = engine_->prefix_entry(r.policy->needs(a->info), a->info, canvas, r.salt, a->stats);
   a->state = model.make_request(std::move(canvas), a->info.p, r.policy->kept(a->info));
   a->state.entry = std::move(entry);
-  if (a->info.p > 0) a->stats.depth = r.policy->depth(a->info);
+  a->stats.prefix_tokens = a->info.p;
   a->stats.cache_bytes = a->state.cache.size_bytes();
   a->confidences.assign(static_cast<size_t>(a->info.g), std::numeric_limits<float>::quiet_NaN());
   a->at.request = a->info;
@@ -134,7 +144,13 @@ std::vector<StepEvent> Generation::step() {
   plans.reserve(active_.size());
   std::vector<Pass> batch;
   for (auto& a : active_) {
-    plans.push_back(requests_[a->index].policy->plan(a->at));
+    const Policy& policy = *requests_[a->index].policy;
+    if (const auto choice = settle(policy, a->at); choice && a->info.p > 0) {
+      a->stats.depth = choice->depth;
+      a->stats.depth_reason = choice->why;
+      a->stats.depths.push_back(choice->depth);
+    }
+    plans.push_back(policy.plan(a->at));
     require(a->at.wanted.contains(plans.back().logits),
             "[plan] logits: expected masked positions of the block (", a->at.wanted.str(),
             "), got ", plans.back().logits.str());
@@ -145,6 +161,8 @@ std::vector<StepEvent> Generation::step() {
     engine_->model_->forward(batch, engine_->workspace_, engine_->threads_, engine_->tap_);
   for (size_t i = 0; i < batch.size(); ++i) {
     Active& a = *active_[i];
+    if (!batch[i].similarity.empty())
+      (plans[i].observe.to_entry ? a.at.to_entry : a.at.to_own) = std::move(batch[i].similarity);
     commit(a, plans[i], batch[i].logits, events);
     if (!next_block(a)) finish(a, "length");
   }
@@ -156,7 +174,8 @@ std::vector<StepEvent> Generation::step() {
 void Generation::commit(Active& a, const StepPlan& plan, View<float> logits,
                         std::vector<StepEvent>& events) {
   ++a.stats.passes;
-  a.stats.refreshes += plan.from_entry ? 1 : 0;
+  // from_entry: there are prefix rows, of which row 0 is one
+  if (plan.from_entry && plan.at(a.info.layers - 1).live.contains(int64_t{0})) ++a.stats.refreshes;
   if (plan.logits.empty()) {
     require(++a.at.repeat <= kMaxRepeats, "[generate] policy ", requests_[a.index].policy->spec(),
             ": expected at most ", kMaxRepeats, " passes without logits at step ", a.at.step,

@@ -11,7 +11,8 @@ namespace bicache {
 namespace {
 
 constexpr int64_t kInputBlock = 1024;  // of one panel: stays in L2 while the rows of a task pass
-constexpr int64_t kRowBlock = 96;      // rows of one task
+constexpr int64_t kFewRowsInputBlock = 512;  // of fewer rows: kernels prefetch the next block
+constexpr int64_t kRowBlock = 96;            // rows of one task
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -62,8 +63,9 @@ void multiply(const Kernels& kernels, View<const float> a, const Matrix& w, View
               int64_t p) {
   const int64_t panel = kernels.panel, inputs = w.inputs(), first = p * panel;
   const int64_t cols = std::min(panel, w.outputs() - first);
-  for (int64_t k = 0; k < inputs; k += kInputBlock) {
-    const int64_t n = std::min(kInputBlock, inputs - k);
+  const int64_t block = a.rows < kRowBlock ? kFewRowsInputBlock : kInputBlock;
+  for (int64_t k = 0; k < inputs; k += block) {
+    const int64_t n = std::min(block, inputs - k);
     const int64_t offset = (p * inputs + k) * panel;
     if (w.dtype() == DType::f32) {
       kernels.gemm_f32(a.data + k, a.stride, reinterpret_cast<const float*>(w.data()) + offset, n,

@@ -1,100 +1,29 @@
 // The forward pass: executes one StepPlan per request. See cache/plan.h for what a layer does, in
 // order.
-//
-// Rows that run now are gathered into compact matrices [R, ..] (fresh rows of all requests first,
-// then the rows that select chose), so that every product is one GEMM over all requests; the
-// residual stays in place, [N, E] per request.
+#include "model/forward.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "base/check.h"
-#include "base/parallel.h"
 #include "kernels/attention.h"
-#include "model/model.h"
 
 namespace bicache {
-namespace {
-
-// Compact row -> which row of which request.
-struct RowRef {
-  int64_t pass;
-  int64_t row;
-};
-using RowRefs = std::vector<RowRef>;
-
-class Forward {
- public:
-  Forward(const Model& model, std::span<Pass> batch, Workspace& ws, int threads, const Tap& tap)
-      : model_(model),
-        c_(model.config()),
-        k_(model.kernels()),
-        batch_(batch),
-        ws_(ws),
-        threads_(threads),
-        tap_(tap) {}
-
-  void run() {
-    begin();
-    for (int l = 0; l < c_.layers; ++l) layer(l);
-    predict();
-  }
-
- private:
-  void begin();
-  void prepare_rope(int64_t rows);
-  void layer(int l);
-  void join(int l);
-  void project(int l, const RowRefs& rows, int64_t at, bool with_value);
-  RowRefs select(int l);
-  std::vector<int64_t> choose(int l, int64_t pass, const std::vector<int64_t>& rows, int64_t at,
-                              int64_t count);
-  void record(int l);
-  void attend(int l, const RowRefs& rows, int64_t fresh);
-  void finish(int l, const RowRefs& rows);
-  void carry(int l, const RowRefs& rows);
-  void predict();
-
-  const LayerPlan& plan(int64_t pass, int l) const { return batch_[pass].plan->at(l); }
-  RequestState& request(int64_t pass) { return *batch_[pass].request; }
-  float* residual(const RowRef& r) { return ws_.residual[r.pass].data() + r.row * c_.dim; }
-
-  // normed[at + i] = norm of the residual of rows[i].
-  void norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at);
-  void multiply(const Matrix& w, const Buffer<float>& in, Buffer<float>& out, int64_t at,
-                const RowRefs& rows, int l, Op op);
-  std::vector<Share> shares(const RowRefs& rows, int l);
-  void show(int l, const char* name, const float* values, int64_t rows, int64_t width) {
-    if (tap_ && rows > 0) tap_(l, name, View<const float>(values, rows, width));
-  }
-
-  // f(i) for i in [0, rows), in chunks that are worth a thread; `cost`: floats touched per row.
-  template <class F>
-  void for_rows(int64_t rows, int64_t cost, F&& f) const {
-    const int64_t chunk = std::max<int64_t>(1, 16384 / std::max<int64_t>(cost, 1));
-    parallel_for((rows + chunk - 1) / chunk, threads_, [&](int64_t t) {
-      for (int64_t i = t * chunk; i < std::min(rows, (t + 1) * chunk); ++i) f(i);
-    });
-  }
-
-  const Model& model_;
-  const ModelConfig& c_;
-  const Kernels& k_;
-  std::span<Pass> batch_;
-  Workspace& ws_;
-  int threads_;
-  const Tap& tap_;
-  int64_t total_ = 0;  // rows of all requests
-};
 
 void Forward::begin() {
   ws_.residual.resize(std::max(ws_.residual.size(), batch_.size()));
+  keys_.resize(batch_.size());
   for (size_t b = 0; b < batch_.size(); ++b) {
     RequestState& r = *batch_[b].request;
-    check_plan(*batch_[b].plan, c_.layers, r.n(), r.p, c_.shift);
-    ws_.residual[b].reserve(r.n() * c_.dim);
-    if (batch_[b].plan->from_entry) r.cache.forget_prefix(r.p);
-    total_ += r.n();
+    const StepPlan& plan = *batch_[b].plan;
+    check_plan(plan, c_.layers, r.n(), r.p, c_.shift);
+    observed_.push_back(plan.observe.rows.list());
+    batch_[b].similarity.assign(observed_[b].empty() ? 0 : plan.observe.end, {});
+    const int64_t rows = r.n() + static_cast<int64_t>(observed_[b].size());
+    ws_.residual[b].reserve(rows * c_.dim);
+    if (plan.from_entry) r.cache.forget_prefix(r.p);
+    total_ += rows;
     prepare_rope(r.n());
   }
   for (Buffer<float>* b : {&ws_.normed, &ws_.attention, &ws_.ffn})
@@ -135,13 +64,20 @@ void Forward::layer(int l) {
     plan(b, l).fresh.for_each([&](int64_t row) { rows.push_back({b, row}); });
   }
   const auto fresh = static_cast<int64_t>(rows.size());
-  project(l, rows, 0, true);
+  project(l, rows, 0, true, true);
   const RowRefs chosen = select(l);
-  project(l, chosen, fresh, false);
+  project(l, chosen, fresh, false, true);
   record(l);
   rows.insert(rows.end(), chosen.begin(), chosen.end());
-  attend(l, rows, fresh);
-  finish(l, rows);
+  const auto written = static_cast<int64_t>(rows.size());
+  const RowRefs looked_at = observed(l);
+  project(l, looked_at, written, true, false);
+  rows.insert(rows.end(), looked_at.begin(), looked_at.end());
+  find_keys(l, rows);
+  compare(l, looked_at, written);
+  const int64_t sections[] = {fresh, written, static_cast<int64_t>(rows.size())};
+  attend(l, rows, sections);
+  finish(l, rows, static_cast<int64_t>(looked_at.size()));
   carry(l, rows);
 }
 
@@ -159,9 +95,10 @@ void Forward::join(int l) {
                 l, " row ", row,
                 ": joins late, expected a prefix entry with the residual entering this layer, got "
                 "none");
-        std::memcpy(x, r.entry->h(l, row), static_cast<size_t>(c_.dim) * sizeof(float));
+        r.entry->get_h(l, row, x);
       }
     });
+    if (l == batch_[b].plan->observe.first) start_observed(b, l);
     if (tap_) now.for_each([&](int64_t row) { live.push_back({b, row}); });
   }
   if (!tap_) return;
@@ -196,9 +133,9 @@ void Forward::multiply(const Matrix& w, const Buffer<float>& in, Buffer<float>& 
        View<float>(out.data() + at * w.outputs(), n, w.outputs()), threads_, op, shares(rows, l));
 }
 
-// Q, K and V of `rows` into the compact matrices from row `at` on; K (and V) into the requests'
-// caches.
-void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value) {
+// Q, K and V of `rows` into the compact matrices from row `at` on; if `keep`, K (and V) into the
+// requests' caches.
+void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value, bool keep) {
   if (rows.empty()) return;
   const LayerWeights& w = model_.weights().layers[l];
   const int64_t q_width = c_.q_width(), kv_width = c_.kv_width(), d = c_.head_dim;
@@ -215,10 +152,11 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value) {
   };
   for_rows(static_cast<int64_t>(rows.size()), q_width + kv_width, [&](int64_t i) {
     LayerCache& cache = request(rows[i].pass).cache;
-    const int64_t row = rows[i].row;
+    const int64_t row = position(rows[i]);
     float *q = ws_.q.data() + (at + i) * q_width, *k = ws_.k.data() + (at + i) * kv_width;
     heads(q, c_.heads, w.q_norm, row);
     heads(k, c_.kv_heads, w.k_norm, row);
+    if (!keep) return;
     std::memcpy(cache.k(l, row), k, static_cast<size_t>(kv_width) * sizeof(float));
     if (with_value) {
       std::memcpy(cache.v(l, row), ws_.v.data() + (at + i) * kv_width,
@@ -226,109 +164,39 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value) {
     }
     cache.wrote(l, row);
   });
+  if (!keep) return;
   const auto n = static_cast<int64_t>(rows.size());
   show(l, "q", ws_.q.data() + at * q_width, n, q_width);
   show(l, "k", ws_.k.data() + at * kv_width, n, kv_width);
   if (with_value) show(l, "v", ws_.v.data() + at * kv_width, n, kv_width);
 }
 
-// V of every candidate overwrites the cached V; returns the rows whose V moved most.
-RowRefs Forward::select(int l) {
-  const LayerWeights& w = model_.weights().layers[l];
-  RowRefs chosen;
-  for (int64_t b = 0; b < static_cast<int64_t>(batch_.size()); ++b) {
-    std::vector<int64_t> picks;
-    for (const Select& s : plan(b, l).select) {
-      if (s.rows.empty()) continue;
-      RowRefs rows;
-      s.rows.for_each([&](int64_t row) { rows.push_back({b, row}); });
-      const int64_t at = total_ - static_cast<int64_t>(rows.size());  // behind the fresh rows
-      norm(rows, w.attention_norm, at);
-      multiply(w.v, ws_.normed, ws_.v, at, rows, l, Op::v);
-      const auto some = choose(l, b, s.rows.list(), at, s.count);
-      picks.insert(picks.end(), some.begin(), some.end());
-    }
-    std::sort(picks.begin(), picks.end());
-    for (const int64_t row : picks) chosen.push_back({b, row});
-  }
-  return chosen;
-}
-
-// The `count` of `rows` with the lowest cosine between their new V (compact rows from `at`) and the
-// cached one.
-std::vector<int64_t> Forward::choose(int l, int64_t pass, const std::vector<int64_t>& rows,
-                                     int64_t at, int64_t count) {
-  const int64_t width = c_.kv_width();
-  LayerCache& cache = request(pass).cache;
-  std::vector<std::pair<float, int64_t>> order(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    require(cache.own(l, rows[i]), "[plan] layer ", l,
-            " select: expected rows with a cached V, got row ", rows[i]);
-    const float* fresh = ws_.v.data() + (at + static_cast<int64_t>(i)) * width;
-    float* cached = cache.v(l, rows[i]);
-    const float norms =
-        std::sqrt(k_.dot(fresh, fresh, width)) * std::sqrt(k_.dot(cached, cached, width));
-    const float cosine = k_.dot(fresh, cached, width) / std::max(norms, 1e-8f);
-    order[i] = {std::isnan(cosine) ? -2.0f : cosine, rows[i]};  // NaN: recomputed first
-    std::memcpy(cached, fresh, static_cast<size_t>(width) * sizeof(float));
-  }
-  std::sort(order.begin(), order.end());
-  std::vector<int64_t> chosen;
-  for (int64_t i = 0; i < count; ++i) chosen.push_back(order[i].second);
-  return chosen;
-}
-
-// What a prefix entry keeps of this layer.
-void Forward::record(int l) {
-  for (size_t b = 0; b < batch_.size(); ++b) {
-    PrefixEntry* entry = batch_[b].record;
-    if (entry == nullptr) continue;
-    LayerCache& cache = batch_[b].request->cache;
-    const size_t kv_bytes = static_cast<size_t>(c_.kv_width()) * sizeof(float);
-    for (int64_t row = 0; row < entry->rows(); ++row) {
-      if (l < entry->kv_layers()) {
-        std::memcpy(entry->k(l, row), cache.k(l, row), kv_bytes);
-        std::memcpy(entry->v(l, row), cache.v(l, row), kv_bytes);
-      }
-      if (entry->has_h(l)) {
-        std::memcpy(entry->h(l, row), residual({static_cast<int64_t>(b), row}),
-                    static_cast<size_t>(c_.dim) * sizeof(float));
-      }
-    }
-  }
-}
-
-// mixed = attention of `rows` (the first `fresh` of them in order of requests, then the chosen)
-// over all keys.
-void Forward::attend(int l, const RowRefs& rows, int64_t fresh) {
+// mixed = attention of `rows` over all keys. Within a section (which ends at `sections`), rows
+// stand in order of requests.
+void Forward::attend(int l, const RowRefs& rows, std::span<const int64_t> sections) {
   std::vector<AttentionJob> jobs;
-  std::vector<const float**> keys(batch_.size(), nullptr);
-  int64_t used = 0;
-  const auto n = static_cast<int64_t>(rows.size());
-  for (int64_t i = 0, end = 0; i < n; i = end) {
-    const int64_t b = rows[i].pass;
-    const int64_t limit = i < fresh ? fresh : n;
-    for (end = i; end < limit && rows[end].pass == b;) ++end;
-    RequestState& r = request(b);
-    if (keys[b] == nullptr) {
-      keys[b] = ws_.key_rows.data() + used;
-      used += 2 * r.n();
-      r.cache.key_rows(l, r.entry.get(), keys[b], keys[b] + r.n());
+  int64_t end = 0;
+  for (const int64_t limit : sections) {
+    for (int64_t i = end; i < limit; i = end) {
+      const int64_t b = rows[i].pass;
+      while (end < limit && rows[end].pass == b) ++end;
+      RequestState& r = request(b);
+      jobs.push_back({ws_.q.data() + i * c_.q_width(), ws_.mixed.data() + i * c_.q_width(), end - i,
+                      keys_[b].k, keys_[b].v, r.n(), &r.work[l]});
     }
-    jobs.push_back({ws_.q.data() + i * c_.q_width(), ws_.mixed.data() + i * c_.q_width(), end - i,
-                    keys[b], keys[b] + r.n(), r.n(), &r.work[l]});
   }
   attention(k_, jobs, c_.heads, c_.kv_heads, c_.head_dim, threads_);
 }
 
-// Output projection, FFN and residual of the recomputed rows.
-void Forward::finish(int l, const RowRefs& rows) {
+// Output projection, FFN and residual of the recomputed rows, the last `observed` of which are only
+// looked at.
+void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
   if (rows.empty()) return;
   const LayerWeights& w = model_.weights().layers[l];
   const auto n = static_cast<int64_t>(rows.size());
   const int64_t e = c_.dim, f = c_.ffn;
   multiply(w.attention_out, ws_.mixed, ws_.attention, 0, rows, l, Op::attention_out);
-  show(l, "attention", ws_.attention.data(), n, e);
+  show(l, "attention", ws_.attention.data(), n - observed, e);
   for_rows(n, e, [&](int64_t i) { k_.add(residual(rows[i]), ws_.attention.data() + i * e, e); });
   norm(rows, w.ffn_norm, 0);
   multiply(w.gate, ws_.normed, ws_.gate, 0, rows, l, Op::gate);
@@ -336,11 +204,12 @@ void Forward::finish(int l, const RowRefs& rows) {
   for_rows(n, f,
            [&](int64_t i) { k_.silu_mul(ws_.gate.data() + i * f, ws_.up.data() + i * f, f); });
   multiply(w.down, ws_.gate, ws_.ffn, 0, rows, l, Op::down);
-  show(l, "ffn", ws_.ffn.data(), n, e);
+  show(l, "ffn", ws_.ffn.data(), n - observed, e);
   for_rows(n, e, [&](int64_t i) {
     const float* ffn = ws_.ffn.data() + i * e;
     float* attention = ws_.attention.data() + i * e;
     k_.add(residual(rows[i]), ffn, e);
+    if (i >= n - observed) return;
     if (float* delta = request(rows[i].pass).cache.delta(l, rows[i].row)) {
       k_.add(attention, ffn, e);
       std::memcpy(delta, attention, static_cast<size_t>(e) * sizeof(float));
@@ -385,8 +254,6 @@ void Forward::predict() {
     at += count;
   }
 }
-
-}  // namespace
 
 void Model::forward(std::span<Pass> batch, Workspace& workspace, int threads,
                     const Tap& tap) const {

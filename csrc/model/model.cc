@@ -1,6 +1,10 @@
 #include "model/model.h"
 
+#include <bit>
+#include <cstdio>
+
 #include "base/check.h"
+#include "base/hash.h"
 #include "files/checkpoint.h"
 
 namespace bicache {
@@ -23,6 +27,25 @@ std::shared_ptr<const Model> Model::load(const std::string& folder, Backend back
   Weights weights = load_weights(checkpoint, config, kernels, backend, dtype, threads);
   return std::shared_ptr<const Model>(
       new Model(std::move(config), std::move(weights), backend, kernels));
+}
+
+std::string Model::fingerprint() const {
+  const ModelConfig& c = config_;
+  const uint64_t facts[] = {weights_.hash,
+                            static_cast<uint64_t>(c.layers),
+                            static_cast<uint64_t>(c.heads),
+                            static_cast<uint64_t>(c.kv_heads),
+                            static_cast<uint64_t>(c.vocab),
+                            static_cast<uint64_t>(c.qk_norm),
+                            static_cast<uint64_t>(c.shift),
+                            static_cast<uint64_t>(c.mask_token_id),
+                            std::bit_cast<uint32_t>(c.norm_eps),
+                            std::bit_cast<uint64_t>(c.rope_theta)};
+  const uint64_t all =
+      hash_bytes(std::as_bytes(std::span(facts)), hash_bytes(std::as_bytes(std::span(c.family))));
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(all));
+  return text;
 }
 
 RequestState Model::make_request(std::vector<int32_t> tokens, int64_t p, const Kept& kept) const {

@@ -11,6 +11,7 @@
 
 #include "cache/plan.h"
 #include "cache/request.h"
+#include "cache/step_info.h"
 #include "model/config.h"
 #include "model/weights.h"
 
@@ -28,11 +29,12 @@ struct Pass {
   const StepPlan* plan = nullptr;
   PrefixEntry* record = nullptr;  // filled with K, V and residuals of its first rows, if not null
   View<float> logits;  // out: [plan->logits.size(), V]; the workspace's, until its next pass
+  std::vector<Similarity> similarity = {};  // out: of the observed rows, [plan->observe.end]
 };
 
 // Buffers of a pass, grown as needed and reused. One pass at a time.
 struct Workspace {
-  std::vector<Buffer<float>> residual;  // per request [N, E]
+  std::vector<Buffer<float>> residual;  // per request [N + observed rows, E]
   Buffer<float> normed;                 // [R, E]
   Buffer<float> q, mixed;               // [R, H * D]
   Buffer<float> k, v;                   // [R, G * D]
@@ -40,6 +42,7 @@ struct Workspace {
   Buffer<float> gate, up;               // [R, F]
   Buffer<float> logits;                 // [R, V]
   std::vector<const float*> key_rows;   // per request: K pointers [N], V pointers [N]
+  std::vector<Buffer<float>> lent;      // a layer of prefix entries held as bf16, [p, 2, G, D]
   Buffer<float> cos, sin;               // RoPE, [rope_rows, D / 2]
   int64_t rope_rows = 0;
 };
@@ -56,6 +59,9 @@ class Model {
   const ModelConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Backend backend() const { return backend_; }
+  // Of the weights and of everything in the configuration that a pass depends on; 16 hex digits.
+  // Not cryptographic.
+  std::string fingerprint() const;
   const Kernels& kernels() const { return *kernels_; }
 
   // A request of this model: canvas, p, and the storage its policy asks for.

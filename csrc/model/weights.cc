@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "base/hash.h"
 #include "base/parallel.h"
 
 namespace bicache {
@@ -46,6 +47,12 @@ DType stored_type(const std::vector<Tensor>& tensors) {
     return t.shape.size() == 1 || t.dtype == DType::bf16;
   });
   return all_bf16 ? DType::bf16 : DType::f32;
+}
+
+uint64_t hash_tensor(const Tensor& t) {
+  uint64_t h = hash_bytes(std::as_bytes(std::span(t.name)), static_cast<uint64_t>(t.dtype));
+  h = hash_bytes(std::as_bytes(std::span(t.shape)), h);
+  return hash_bytes(t.bytes, h);
 }
 
 // Finite, also after rounding to `kept`.
@@ -88,10 +95,13 @@ class Loader {
         backend_ == Backend::packed || w.dtype == DType::f32,
         "[model] dtype: expected f32 with backend=\"blas\" (OpenBLAS has no bf16 product), got ",
         name(w.dtype));
+    std::vector<uint64_t> hashes(tensors_.size());
     parallel_for(static_cast<int64_t>(tensors_.size()), threads_, [&](int64_t i) {
       const Tensor& t = tensors_[static_cast<size_t>(i)];
       check_finite(t, t.shape.size() == 1 ? DType::f32 : w.dtype, checkpoint_.folder());
+      hashes[static_cast<size_t>(i)] = hash_tensor(t);
     });
+    w.hash = hash_bytes(std::as_bytes(std::span(hashes)));
     w.embedding = embedding(w.dtype);
     for (int l = 0; l < c_.layers; ++l) w.layers.push_back(layer(l, w.dtype));
     w.final_norm = vector(names_.final_norm);

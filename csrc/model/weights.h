@@ -27,6 +27,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   Buffer<float> final_norm;  // [E]
   Matrix head;               // [V, E]
+  uint64_t hash = 0;         // of names, shapes, types and bytes as the checkpoint has them
 
   int64_t size_bytes() const;
   // x[0..E) = the embedding of `token`, in float32.
