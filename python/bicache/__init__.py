@@ -14,9 +14,12 @@ from ._openmp import short_spins as _short_spins
 
 with _short_spins():
     from ._core import Config, __version__
+from .chat import ChatTemplate
 from .checkpoint import shipped_models
 from .llm import LLM, MASK_TEXT
-from .policies import BiCache, Naive, NoCache, Policy
+from .policies import BiCache, DepthPolicy, Naive, NoCache, Policy, RequestInfo
+from .prefixes import Discover
+from .profiling import DepthTable, profile, read_pairs
 from .results import Output, RequestStats, StepEvent
 from .tokenizer import Tokenizer
 
@@ -24,15 +27,22 @@ __all__ = [
     "LLM",
     "MASK_TEXT",
     "BiCache",
+    "ChatTemplate",
     "Config",
+    "DepthPolicy",
+    "DepthTable",
+    "Discover",
     "Naive",
     "NoCache",
     "Output",
     "Policy",
+    "RequestInfo",
     "RequestStats",
     "StepEvent",
     "Tokenizer",
     "__version__",
+    "profile",
+    "read_pairs",
     "shipped_models",
 ]
 

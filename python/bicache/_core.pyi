@@ -1,6 +1,6 @@
 """The compiled engine: thin bindings, no logic. Use the `bicache` package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,47 @@ class Generation:
     def results(self) -> list[Result]:
         """One per request, in order; RuntimeError before `done`."""
 
+class RequestInfo:
+    """What a depth hook sees of one request."""
+
+    @property
+    def p(self) -> int: ...  # shared-prefix rows
+    @property
+    def u(self) -> int: ...  # own prompt rows
+    @property
+    def g(self) -> int: ...  # response rows
+    @property
+    def n(self) -> int: ...  # p + u + g
+    @property
+    def layers(self) -> int: ...
+    @property
+    def ratio(self) -> int: ...  # round(100 p / n)
+    @property
+    def step(self) -> int: ...
+    @property
+    def depth(self) -> int: ...  # in force so far; -1: none
+    @property
+    def drift(self) -> tuple[float, ...] | None: ...  # 1 - cosine of K and V, per layer
+    @property
+    def state_drift(self) -> tuple[float, ...] | None: ...  # of the residual entering it
+
+class DepthHook:
+    """A Python function that chooses depths."""
+
+    def __init__(
+        self,
+        function: Callable[[RequestInfo], int],
+        *,
+        reachable: Sequence[int] | None = None,
+        observes: bool = False,
+    ) -> None: ...
+
+class Policy:
+    """A cache policy, ready for Engine.start."""
+
+    @property
+    def spec(self) -> str: ...
+
 class Engine:
     """A loaded model and its prefix store. Safe to use from several threads: steps take turns."""
 
@@ -103,6 +144,7 @@ class Engine:
         backend: str = "packed",
         threads: int = 0,
         prefix_budget_bytes: int = 1 << 30,
+        prefix_dtype: str = "f32",
         eot_token_id: int = -1,
     ) -> None: ...
     @property
@@ -114,6 +156,10 @@ class Engine:
     @property
     def threads(self) -> int: ...
     @property
+    def prefix_dtype(self) -> str: ...  # "f32" or "bf16": how prefix entries are held
+    @property
+    def fingerprint(self) -> str: ...
+    @property
     def weight_bytes(self) -> int: ...
     def forward(
         self, tokens: NDArray[np.int32], rows: NDArray[np.int64] | None = None
@@ -121,15 +167,23 @@ class Engine:
         """Logits [len(rows), V] of positions `rows` (None: all N) of tokens [N], uncached."""
     def start(
         self,
-        requests: list[tuple[NDArray[np.int32], int, dict[str, Any], str]],
+        requests: list[
+            tuple[NDArray[np.int32], int, dict[str, Any], Policy, str, tuple[int, int] | None]
+        ],
         *,
         batch_rows: int = 4096,
     ) -> Generation:
-        """Requests are (prompt ids [p + u], p, options, cache string); all are checked first."""
+        """Requests are (prompt ids [p + u], p, options, policy, salt, discovery); checked first."""
     def set_tap(self, tap: Callable[[int, str, NDArray[np.float32]], None] | None) -> None:
         """tap(layer, name, array) for every pass from now on; None: off."""
     def prefix_stats(self) -> dict[str, int]: ...
     def clear_prefixes(self) -> None: ...
+    def save_prefixes(self, path: str | bytes) -> int:
+        """Writes all prefix entries to a file; how many."""
+    def load_prefixes(self, path: str | bytes) -> dict[str, int]:
+        """Puts those of a file into the store: {"entries": in the file, "kept": in the store}."""
+    def warm(self, tokens: NDArray[np.int32], policy: Policy, salt: str = "") -> bool:
+        """Makes the entry of a prefix [p], unless it is there; whether it is kept."""
 
 def read_config(folder: str) -> Config:
     """Sizes and flags of a checkpoint folder, checked; loads no weight."""
@@ -143,8 +197,11 @@ def option_table() -> list[dict[str, Any]]:
 def policy_table() -> list[dict[str, Any]]:
     """Cache policies: name, help, fields (name, default, help), identity."""
 
+def make_policy(cache: str, hook: DepthHook | None = None) -> Policy:
+    """The policy of a cache string; `hook` is what "depth=hook" stands for."""
+
 def canonical_policy(cache: str) -> str:
-    """The cache string with every setting written out; ValueError as for Engine.start."""
+    """The cache string in its usual form; ValueError as for make_policy."""
 
 def isa() -> str:
     """The kernel table in use."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
+from .inputs import check_text
+from .jsonfile import parse_json, write_atomically
 from .options import option_table, unknown_option
 
 _MODELS = Path(__file__).parent / "models"
@@ -97,12 +99,8 @@ class Sidecar:
         if not path.is_file():
             raise ValueError(f"{where} file: expected a regular file, got something else")
         try:
-            data = json.loads(
-                path.read_bytes().decode("utf-8"),
-                object_pairs_hook=_without_duplicates,
-                parse_constant=_no_constant,
-            )
-        except (ValueError, RecursionError) as error:
+            data = parse_json(path.read_bytes())
+        except ValueError as error:
             raise ValueError(f"{where} JSON: expected a valid file, got: {error}") from None
         _object(data, where, "content")
         if type(data.get("format")) is not int or data["format"] != 1:
@@ -115,6 +113,12 @@ class Sidecar:
         generation = _generation(_object(data.get("generation", {}), where, "generation"), where)
         calibration = _object(data.get("calibration", {}), where, "calibration")
         return cls(generation, _calibration(calibration, where))
+
+    def write(self, folder: Path) -> None:
+        """Writes bicache.json in `folder`, in place of one that is there."""
+        members = {"generation": dict(self.generation), "calibration": dict(self.calibration)}
+        content = {"format": 1} | {name: value for name, value in members.items() if value}
+        write_atomically(folder / "bicache.json", json.dumps(content, indent=1) + "\n")
 
 
 def _object(value: object, where: str, what: str) -> dict[str, Any]:
@@ -136,27 +140,14 @@ def _generation(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _calibration(values: dict[str, Any], where: str) -> dict[str, Any]:
-    cache, depth = values.get("cache"), values.get("safe_depth")
+    cache, fingerprint = values.get("cache"), values.get("fingerprint")
     if cache is not None:
         if not isinstance(cache, str):
             raise ValueError(f"{where} calibration cache: expected a string, got {cache!r}")
         try:
-            _core.canonical_policy(cache)
+            _core.canonical_policy(check_text(cache, "cache] policy"))
         except ValueError as error:
             raise ValueError(f"{where} calibration cache: {error}") from None
-    if depth is not None and (type(depth) is not int or depth < 0):
-        raise ValueError(f"{where} calibration safe_depth: expected a number >= 0, got {depth!r}")
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise ValueError(f"{where} calibration fingerprint: expected text, got {fingerprint!r}")
     return values
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} is there twice")
-    return values
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

@@ -1,4 +1,4 @@
-"""The command line: bicache demo | generate | info.
+"""The command line: bicache demo | generate | info | profile.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or inputs, 130 interrupted.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments or inputs, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import logging
@@ -17,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
-from .checkpoint import shipped_models
+from .checkpoint import Sidecar, shipped_models
 from .info import as_text, inspect_checkpoint
+from .jsonfile import read_file
 from .llm import LLM
 from .options import Option, option_table
+from .profiling import profile, read_pairs
+from .profiling.agreement import needed_pairs
+from .profiling.depth_plot import check_plot
+from .profiling.depth_table import RATIO_KINDS, check_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_generate(commands)
     _add_info(commands)
+    _add_profile(commands)
     return parser
 
 
@@ -150,6 +157,11 @@ def _add_generate(commands: Any) -> None:
     prefix = parser.add_mutually_exclusive_group()
     prefix.add_argument("--prefix", metavar="TEXT", help="shared by all prompts, before each")
     prefix.add_argument("--prefix-file", type=Path, metavar="FILE")
+    prefix.add_argument(
+        "--chat", action="store_true",
+        help="each prompt is a user's message, written in the checkpoint's chat template",
+    )  # fmt: skip
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
     parser.add_argument(
         "--cache",
         default="none",
@@ -164,13 +176,22 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="on a terminal, show the response as it unmasks"
     )
+    _add_options(parser)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("options of the generation")
     for option in option_table().values():
         _add_option(options, option)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    names = [name for o in option_table().values() for name in (o.name, *o.aliases)]
+    return {name: getattr(args, name) for name in names}
 
 
 def _add_option(group: Any, option: Option) -> None:
@@ -188,21 +209,30 @@ def _add_option(group: Any, option: Option) -> None:
 def _generate(args: argparse.Namespace) -> None:
     if args.stream and args.json:
         raise ValueError("[generate] --stream: expected without --json, got both")
-    names = [name for o in option_table().values() for name in (o.name, *o.aliases)]
+    if args.system is not None and not args.chat:
+        raise ValueError("[generate] --system: expected with --chat, got it alone")
     settings: dict[str, Any] = {
-        "prefix": args.prefix if args.prefix_file is None else _read(args.prefix_file),
         "stop": args.stop,
-        **{name: getattr(args, name) for name in names},
+        **_options(args),
     }
-    prompts = _prompts(args)
+    prompts: list[Any] = list(_prompts(args))
+    prefixes: list[Any] = [
+        args.prefix if args.prefix_file is None else _read(args.prefix_file)
+    ] * len(prompts)
     llm = LLM(
         args.model, dtype=args.dtype, threads=args.threads, cache=args.cache, backend=args.backend
     )
+    if args.chat:
+        system = [] if args.system is None else [{"role": "system", "content": args.system}]
+        for i, prompt in enumerate(prompts):
+            message = {"role": "user", "content": prompt}
+            prefixes[i], prompts[i] = llm.split_chat([*system, message])
     if args.stream and sys.stdout.isatty():
-        for prompt in prompts:
-            _stream(llm, prompt, settings)
+        for prompt, prefix in zip(prompts, prefixes, strict=True):
+            _stream(llm, prompt, {**settings, "prefix": prefix})
         return
-    for output in llm.generate(prompts, progress=sys.stderr.isatty(), **settings):
+    progress = sys.stderr.isatty()
+    for output in llm.generate(prompts, prefix=prefixes, progress=progress, **settings):
         print(json.dumps(output.as_dict()) if args.json else output.text)
 
 
@@ -217,7 +247,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    return _text(path.read_bytes(), str(path))
+    return _text(read_file(path, "generate] file"), str(path))
 
 
 def _text(data: bytes, where: str) -> str:
@@ -228,7 +258,7 @@ def _text(data: bytes, where: str) -> str:
         raise ValueError(f"[generate] {where}: expected UTF-8 text, got {error}") from None
 
 
-def _stream(llm: LLM, prompt: str, settings: dict[str, Any]) -> None:
+def _stream(llm: LLM, prompt: Any, settings: dict[str, Any]) -> None:
     """Draws the response over itself at every step."""
     rows = 0
     events = llm.stream(prompt, **settings)
@@ -263,3 +293,121 @@ def _add_info(commands: Any) -> None:
 def _info(args: argparse.Namespace) -> None:
     facts = inspect_checkpoint(args.model)
     print(json.dumps(facts) if args.json else as_text(facts))
+
+
+# ---- profile
+
+
+def _add_profile(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "profile",
+        "Measure on pairs of prefix and prompt how deep a prefix may be reused: by similarity of "
+        "K and V, and by agreement of the answers.",
+        _profile,
+    )
+    parser.add_argument("model", metavar="MODEL", help=_model_help())
+    parser.add_argument(
+        "--pairs", required=True, type=Path, metavar="FILE",
+        help='JSON lines, each an object with "prefix" and "prompt", text or token ids',
+    )  # fmt: skip
+    parser.add_argument(
+        "--tau", type=float, default=0.97, metavar="N",
+        help="similarity that a reusable layer exceeds; default: 0.97",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ratio", default="prompt",
+        help="sort similarities by "
+        + ", or by ".join(f"{name}: {text}" for name, text in RATIO_KINDS.items())
+        + "; default: prompt",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-agreement", action="store_true", help="similarity only; generates nothing"
+    )
+    parser.add_argument(
+        "--min-agreement", type=float, default=0.982, metavar="N",
+        help="what the lower 95 %% bound of the agreement must reach; default: 0.982",
+    )  # fmt: skip
+    parser.add_argument(
+        "--refresh-steps", type=int, default=16, metavar="N", help="of the agreement; default: 16"
+    )
+    parser.add_argument("--splice", default="official", help="of the agreement; default: official")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="write the table as JSON; a run that was killed goes on from FILE.partial",
+    )  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, e.g. into profile.png")
+    parser.add_argument(
+        "--save", action="store_true",
+        help="write the agreement's depths into the model's bicache.json, for --cache auto",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
+    _add_options(parser)
+
+
+def _profile(args: argparse.Namespace) -> None:
+    settings = {
+        name: getattr(args, name)
+        for name in ("tau", "ratio", "refresh_steps", "splice", "min_agreement")
+    }
+    check_settings("profile", **settings)
+    pairs = read_pairs(args.pairs)
+    _check_results(args, len(pairs))
+    llm = LLM(args.model, threads=args.threads)
+    if args.save and not os.access(llm.path, os.W_OK):
+        raise PermissionError(f"[profile] --save: expected a writable folder, got {llm.path}")
+    state = None if args.out is None else args.out.with_name(args.out.name + ".partial")
+    table = profile(
+        llm,
+        pairs,
+        **settings,
+        agreement=not args.no_agreement,
+        state=state,
+        progress=sys.stderr.isatty(),
+        **_options(args),
+    )
+    if args.out is not None:
+        table.save(args.out)
+    unsafe: ValueError | None = None
+    if args.save:
+        try:
+            calibration = table.calibration()
+            dataclasses.replace(Sidecar.read(llm.path), calibration=calibration).write(llm.path)
+        except ValueError as error:  # no safe depth: the other results are there all the same
+            unsafe = error
+    if args.plot is not None:
+        table.plot(args.plot)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    print(json.dumps(table.as_dict()) if args.json else table.summary())
+    if unsafe is not None:
+        raise unsafe
+
+
+def _check_results(args: argparse.Namespace, pairs: int) -> None:
+    """Refuses before the work what could not be written after it."""
+    for flag, path in (("--out", args.out), ("--plot", args.plot)):
+        if path is None:
+            continue
+        if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+            raise ValueError(
+                f"[profile] {flag}: expected a file in an existing folder, got {str(path)!r}"
+            )
+        if path.exists() and path.samefile(args.pairs):
+            raise ValueError(f"[profile] {flag}: expected another file than --pairs, got the same")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(
+                f"[profile] {flag}: expected a writable folder, got {str(path.parent)!r}"
+            )
+    if args.plot is not None:
+        check_plot(args.plot)
+    if not args.save:
+        return
+    if args.no_agreement:
+        raise ValueError("[profile] --save: expected with the agreement, got --no-agreement")
+    needed = needed_pairs(args.min_agreement)
+    if pairs < needed:
+        raise ValueError(
+            f"[profile] --save: expected at least {needed} pairs (for min_agreement "
+            f"{args.min_agreement:g}), got {pairs}"
+        )

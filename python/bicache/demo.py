@@ -161,22 +161,14 @@ def pick(documents: Sequence[Document], count: int | None, questions: int | None
 def demo_policies(safe: str, layers: int) -> list[str]:
     """The policies compared, given the calibrated one (a bicache string) and the model's layers."""
     safe = _core.canonical_policy(safe)
-    found = re.search(r"depth=([0-9:/]+)", safe)
+    found = re.match(r"bicache:depth=(?:agreement:)?([0-9:/]+),", safe)
     if found is None:
         raise ValueError(
-            "[demo] calibration cache: expected a bicache policy with a depth (bicache.json beside "
-            f"the model), got {safe!r}"
+            "[demo] calibration cache: expected a bicache policy with a number or table as depth "
+            f"(bicache.json beside the model), got {safe!r}"
         )
-
-    def deeper(text: str) -> str:
-        return str(min(layers, int(text) + PAST_SAFE))
-
-    if ":" in found[1]:
-        pairs = (pair.split(":") for pair in found[1].split("/"))
-        past = "/".join(f"{ratio}:{deeper(depth)}" for ratio, depth in pairs)
-    else:
-        past = deeper(found[1])
-    past = safe[: found.start(1)] + past + safe[found.end(1) :]
+    deepest = max(int(pair.rpartition(":")[2]) for pair in found[1].split("/"))
+    past = f"bicache:depth={min(layers, deepest + PAST_SAFE)},{safe[found.end() :]}"
     return ["none", "naive:source=alone", "naive:source=first_request", safe, past]
 
 

@@ -38,6 +38,12 @@ def integer(value: object, where: str, low: int, high: int | None = None) -> int
     return number
 
 
+def shown(value: object) -> str:
+    """For messages: not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def is_ids(value: object) -> bool:
     """True for one sequence of numbers (right or wrong ones), False for a list of prompts."""
     if isinstance(value, np.ndarray):

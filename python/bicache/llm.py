@@ -1,49 +1,36 @@
-"""LLM: a loaded diffusion language model, its tokenizer and its prefix store."""
+"""LLM: a loaded diffusion language model that generates."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .checkpoint import Sidecar, resolve_path
-from .inputs import (
-    Encoder,
-    Ids,
-    Prompt,
-    as_ids,
-    as_rows,
-    as_stop,
-    check_text,
-    integer,
-    split_prefixes,
-    split_prompts,
-)
+from .chat import ChatTemplate, Messages, encode_split, split_conversations
+from .inputs import Prompt, as_stop, split_prefixes, split_prompts
+from .loaded import Cache, LoadedModel
 from .options import documented, resolve_options
-from .policies import Policy
+from .prefixes import Discover, as_discover, as_salt
 from .results import Output, RequestStats, StepEvent
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger("bicache")
 
-Cache = str | Policy
-Tap = Callable[[int, str, NDArray[np.float32]], None]
-_Request = tuple[NDArray[np.int32], int, dict[str, Any], str]
+_Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, tuple[int, int] | None]
 
 MASK_TEXT = "\u2591"
 """How StepEvent.text shows a masked position."""
 
 
-class LLM:
+class LLM(LoadedModel):
     """A diffusion language model on the CPU.
 
     Args:
@@ -54,6 +41,8 @@ class LLM:
             "bicache:depth=5", a policy object, or "auto" (what bicache.json beside the checkpoint
             says).
         prefix_budget_bytes: Memory for shared prefixes kept across requests.
+        prefix_dtype: How they are held: "f32", or "bf16" (half the memory; what is reused is
+            rounded, so answers may differ from f32's).
         backend: "packed" (the engine's own kernels) or "blas" (OpenBLAS, f32 only; its results
             change with the batch in the last bits).
 
@@ -63,89 +52,6 @@ class LLM:
         TypeError: An argument has the wrong type.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        dtype: str = "auto",
-        threads: int | None = None,
-        cache: Cache = "none",
-        prefix_budget_bytes: int = 1 << 30,
-        backend: str = "packed",
-    ) -> None:
-        begin = time.perf_counter()
-        for name, value in (("dtype", dtype), ("backend", backend)):
-            if not isinstance(value, str):
-                raise TypeError(f"[model] {name}: expected a string, got {type(value).__name__}")
-            check_text(value, f"model] {name}")
-        if threads is not None:
-            threads = integer(threads, "model] threads", 1, 1024)
-        budget = integer(prefix_budget_bytes, "model] prefix_budget_bytes", 0, 2**63 - 1)
-        self.path: Path = resolve_path(path)
-        self._sidecar = Sidecar.read(self.path)
-        self._cache = self.cache_string(cache)
-        self.config: _core.Config = _core.read_config(str(self.path))
-        tokenizer = self.path / "tokenizer.json"
-        self.tokenizer: Tokenizer | None = Tokenizer(tokenizer) if tokenizer.exists() else None
-        self._engine = _core.Engine(
-            str(self.path),
-            dtype=dtype,
-            backend=backend,
-            threads=threads or 0,
-            prefix_budget_bytes=budget,
-            eot_token_id=self._find_eot(),
-        )
-        self.config = self._engine.config
-        self._ends = [i for i in (self.config.eos_token_id, self.config.eot_token_id) if i >= 0]
-        self._encoder = Encoder(self.tokenizer, self.config.embeddings, self.path)
-        self._taps: list[tuple[object, Tap]] = []  # open ones, the last is in use
-        _log.info(
-            "loaded %s: %d layers, %.1f MB of %s weights, %d threads, %s kernels, %.2f s",
-            self.path, self.config.layers, self.weight_bytes / 1e6, self.dtype, self.threads,
-            _core.isa() if self.backend == "packed" else self.backend, time.perf_counter() - begin,
-        )  # fmt: skip
-
-    def __repr__(self) -> str:
-        return (
-            f"LLM({str(self.path)!r}, dtype={self.dtype!r}, threads={self.threads}, "
-            f"cache={self._cache!r})"
-        )
-
-    @property
-    def dtype(self) -> str:
-        """How the weights are held: "f32" or "bf16"."""
-        return self._engine.dtype
-
-    @property
-    def backend(self) -> str:
-        """Who multiplies matrices: "packed" or "blas"."""
-        return self._engine.backend
-
-    @property
-    def threads(self) -> int:
-        """CPU threads in use."""
-        return self._engine.threads
-
-    @property
-    def weight_bytes(self) -> int:
-        """Memory of the weights."""
-        return self._engine.weight_bytes
-
-    @property
-    def cache(self) -> str:
-        """Cache string of requests that name none."""
-        return self._cache
-
-    @property
-    def generation_defaults(self) -> Mapping[str, Any]:
-        """Options that bicache.json beside the checkpoint sets for generate() and stream()."""
-        return dict(self._sidecar.generation)
-
-    @property
-    def calibration(self) -> Mapping[str, Any]:
-        """Facts measured on this checkpoint, from its bicache.json; empty if it has none."""
-        return dict(self._sidecar.calibration)
-
     @documented
     def generate(
         self,
@@ -153,6 +59,8 @@ class LLM:
         *,
         prefix: Prompt | Sequence[Prompt | None] | None = None,
         cache: Cache | Sequence[Cache | None] | None = None,
+        cache_salt: str | None = None,
+        discover: bool | Discover = False,
         stop: str | Sequence[str] | None = None,
         progress: bool = False,
         **options: Any,
@@ -160,7 +68,8 @@ class LLM:
         """Generates a response to every prompt; requests of any lengths share the passes.
 
         The tokens of a request depend on nothing else in the batch (except with the policy
-        "naive:source=first_request", which is about who came first, and with backend="blas").
+        "naive:source=first_request", which is about who came first, with discover, and with
+        backend="blas").
 
         Args:
             prompts: One prompt or a list of them; a prompt is text, a list of token ids, or a 1-D
@@ -168,6 +77,10 @@ class LLM:
             prefix: What stands before the prompts and is shared with other requests: text or ids
                 for all of them, or a list with one (or None) per prompt. It is encoded by itself.
             cache: As for LLM; None: the LLM's own; or a list with one per prompt.
+            cache_salt: Whose prefixes these are. Requests with different salts never share one,
+                however equal their text: give each tenant its own.
+            discover: Looks for a shared prefix in prompts that come without one; True, or a
+                Discover with its settings. What is reused then depends on earlier requests.
             stop: The text ends before the first of these strings; the tokens are not cut.
             progress: Shows a bar on stderr.
             **options: See below; None means the default. Defaults stored beside the checkpoint
@@ -182,7 +95,9 @@ class LLM:
         """
         begin = time.perf_counter()
         stops = self._stops(stop)
-        requests = self._requests(split_prompts(prompts), prefix, cache, options)
+        requests = self._requests(
+            split_prompts(prompts), prefix, cache, cache_salt, discover, options
+        )
         generation = self._engine.start(requests)
         with _bar(generation.steps_total, progress) as bar:
             while not generation.done:
@@ -204,6 +119,8 @@ class LLM:
         *,
         prefix: Prompt | None = None,
         cache: Cache | None = None,
+        cache_salt: str | None = None,
+        discover: bool | Discover = False,
         stop: str | Sequence[str] | None = None,
         **options: Any,
     ) -> Generator[StepEvent, None, Output]:
@@ -215,6 +132,8 @@ class LLM:
             prompt: Text, a list of token ids, or a 1-D integer array of them.
             prefix: As for generate().
             cache: As for generate().
+            cache_salt: As for generate().
+            discover: As for generate().
             stop: As for generate().
             **options: As for generate(), see below.
 
@@ -232,7 +151,7 @@ class LLM:
         prompts = split_prompts(prompt)
         if len(prompts) != 1:
             raise ValueError(f"[stream] prompt: expected one, got {len(prompts)}")
-        requests = self._requests(prompts, prefix, cache, options)
+        requests = self._requests(prompts, prefix, cache, cache_salt, discover, options)
         return self._events(self._engine.start(requests), len(requests[0][0]), stops)
 
     def _events(
@@ -245,101 +164,102 @@ class LLM:
                 yield StepEvent(e.step, canvas, e.positions, e.tokens, e.confidences, text)
         return self._output(generation.results()[0], stops)
 
-    def forward(self, tokens: Ids, rows: Ids | None = None) -> NDArray[np.float32]:
-        """Logits of a canvas, without any cache.
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template, read when it is first asked for.
+
+        Raises:
+            ImportError: jinja2 is not installed.
+            ValueError: There is no template or no tokenizer, or a file is wrong.
+        """
+        return ChatTemplate.read(self.path, self._chat_tokenizer())
+
+    def split_chat(self, messages: Messages) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Token ids of a conversation: all that stands before the last user's text, and the rest.
+
+        The first part never depends on that text, so that conversations which begin alike share
+        it as their prefix. Nothing is added to what the template writes. A text that spells a
+        special token is encoded as that token, as in transformers.
 
         Args:
-            tokens: Token ids [N], mask tokens included.
-            rows: The positions to predict [k]; None: all of them, in order.
+            messages: As for chat(): one conversation.
 
         Returns:
-            float32 [k, V] (or [N, V]).
+            int32 [p] and int32 [u], for generate() or stream(): prefix and prompt.
 
         Raises:
-            TypeError: Not integers.
-            ValueError: Ids, positions or lengths out of range.
+            ImportError: As for chat().
+            TypeError: As for chat().
+            ValueError: As for chat().
         """
-        ids = as_ids(tokens, "forward] tokens", self.config.embeddings)
-        if not 1 <= len(ids) <= self.config.context:
-            raise ValueError(
-                f"[forward] tokens: expected 1..{self.config.context} ids (the model's context), "
-                f"got {len(ids)}"
-            )
-        return self._engine.forward(ids, None if rows is None else as_rows(rows, len(ids)))
+        tokenizer = self._chat_tokenizer()
+        return encode_split(*self.chat_template.split(messages), tokenizer)
 
-    @contextmanager
-    def tap(self, function: Tap) -> Iterator[None]:
-        """Within it, every pass of this LLM calls `function(layer, name, array)`.
+    @documented
+    def chat(
+        self,
+        conversations: Messages | Sequence[Messages],
+        *,
+        cache: Cache | Sequence[Cache | None] | None = None,
+        cache_salt: str | None = None,
+        stop: str | Sequence[str] | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> list[Output]:
+        """Generates the next answer of every conversation, in the checkpoint's chat template.
+
+        As generate() with what split_chat() gives: what stands before the last user's text is the
+        shared prefix.
 
         Args:
-            function: Gets activations as float32 arrays [rows, ...], as they are computed. An
-                exception in it ends the generation it came from.
+            conversations: One conversation or a list of them. A conversation is a list of messages
+                {"role": ..., "content": ...}, both text; the last one is the user's.
+            cache: As for generate().
+            cache_salt: As for generate().
+            stop: As for generate().
+            progress: As for generate().
+            **options: As for generate(), see below.
+
+        Returns:
+            One Output per conversation, in order.
 
         Raises:
-            TypeError: Not callable.
+            ImportError: jinja2 is not installed.
+            TypeError: As for generate(), or not messages.
+            ValueError: As for generate(), no template in the folder, or one that refuses the
+                messages or writes other prefixes for other last texts.
         """
-        if not callable(function):
-            raise TypeError(f"[tap] function: expected a callable, got {type(function).__name__}")
-        mine = (object(), function)
-        self._taps.append(mine)
-        self._engine.set_tap(function)
-        try:
-            yield
-        finally:
-            self._taps.remove(mine)
-            self._engine.set_tap(self._taps[-1][1] if self._taps else None)
+        if "prefix" in options:
+            raise TypeError("[chat] prefix: expected it in the messages, got an option")
+        tokenizer, template = self._chat_tokenizer(), self.chat_template
+        prefixes, prompts = [], []
+        for i, messages in enumerate(split_conversations(conversations)):
+            split = template.split(messages, where=f"conversation {i}")
+            prefix, prompt = encode_split(*split, tokenizer)
+            prefixes.append(prefix)
+            prompts.append(prompt)
+        return self.generate(
+            prompts, prefix=prefixes, cache=cache, cache_salt=cache_salt, stop=stop,
+            progress=progress, **options,
+        )  # fmt: skip
 
-    def prefix_stats(self) -> dict[str, int]:
-        """What the prefix store holds and how it was used: entries, bytes, hits, misses, ..."""
-        return self._engine.prefix_stats()
-
-    def clear_prefixes(self) -> None:
-        """Empties the prefix store and its counts; requests under way keep what they hold."""
-        self._engine.clear_prefixes()
-
-    def cache_string(self, cache: Cache) -> str:
-        """What `cache=` stands for, with every setting written out; "auto" is looked up.
-
-        Raises:
-            TypeError: Neither a string nor a policy object.
-            ValueError: Unknown policies or settings (the message lists what exists), or "auto"
-                without a calibration.
-        """
-        if isinstance(cache, Policy):
-            return _core.canonical_policy(cache.spec())
-        if not isinstance(cache, str):
-            raise TypeError(
-                f"[cache] policy: expected a string or a policy object, got {type(cache).__name__}"
-            )
-        if cache != "auto":
-            return _core.canonical_policy(check_text(cache, "cache] policy"))
-        stored = self._sidecar.calibration.get("cache")
-        if stored is None:
+    def _chat_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
             raise ValueError(
-                f"[cache] auto: expected a calibration in {self.path / 'bicache.json'}, got none; "
-                "to make one, measure at which depth answers stay right (compare a held-out set "
-                'under "none" and "bicache:depth=1", 2, ...) and write {"format": 1, '
-                '"calibration": {"cache": "bicache:depth=N"}} there'
+                f"[chat] tokenizer: expected a tokenizer.json in {self.path}, got none"
             )
-        return _core.canonical_policy(stored)
+        return self.tokenizer
 
-    def _find_eot(self) -> int:
-        """The end-of-turn id that config.json may leave to the tokenizer; -1: none."""
-        if self.config.eot_token_id >= 0 or self.tokenizer is None:
-            return self.config.eot_token_id
-        found = self.tokenizer.token_id("<|eot_id|>")
-        return found if found is not None and found < self.config.embeddings else -1
-
-    def _caches(self, cache: Any, count: int) -> list[str]:
-        """One cache string per prompt."""
+    def _policies(self, cache: Any, count: int) -> list[_core.Policy]:
+        """One policy per prompt."""
         if not isinstance(cache, (list, tuple)):
-            return [self._cache if cache is None else self.cache_string(cache)] * count
+            return [self._policy if cache is None else self._as_policy(cache)] * count
         if len(cache) != count:
             raise ValueError(
                 f"[generate] cache: expected one for all prompts or a list of {count}, "
                 f"got a list of {len(cache)}"
             )
-        return [self._cache if c is None else self.cache_string(c) for c in cache]
+        return [self._policy if c is None else self._as_policy(c) for c in cache]
 
     def _stops(self, stop: object) -> tuple[str, ...]:
         stops = as_stop(stop)
@@ -348,11 +268,18 @@ class LLM:
         return stops
 
     def _requests(
-        self, prompts: list[object], prefix: object, cache: object, options: dict[str, Any]
+        self,
+        prompts: list[object],
+        prefix: object,
+        cache: object,
+        cache_salt: object,
+        discover: object,
+        options: dict[str, Any],
     ) -> list[_Request]:
         count = len(prompts)
         settings = resolve_options(options, self._sidecar.generation)
-        caches = self._caches(cache, count)
+        policies = self._policies(cache, count)
+        salt, look = as_salt(cache_salt), as_discover(discover)
         shared: dict[int, NDArray[np.int32]] = {}  # by identity: one list element for all prompts
         requests: list[_Request] = []
         for i, (prompt, before) in enumerate(
@@ -368,7 +295,7 @@ class LLM:
                     "got none"
                 )
             joined = np.concatenate([head, ids]) if len(head) else ids
-            requests.append((joined, len(head), settings, caches[i]))
+            requests.append((joined, len(head), settings, policies[i], salt, look))
         return requests
 
     def _text(self, response: NDArray[np.int32], stops: tuple[str, ...]) -> tuple[str, str | None]:

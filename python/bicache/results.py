@@ -22,7 +22,10 @@ class RequestStats:
         bytes_read: Weights (shared by the requests of a pass, by rows) and K/V that these read.
         prefix_hit: True if the prefix was found in the prefix store, False if this request made
             its entry, None if its policy reads none.
-        depth: Layers whose prefix K/V were reused; -1: the policy has no depth.
+        prefix_tokens: Shared-prefix rows (p); with discover, those that were found.
+        depth: Layers whose prefix K/V were reused (b), as last chosen; -1: the policy has none.
+        depth_reason: Why this depth.
+        depths: Depths as chosen, one per refresh.
         refreshes: Passes that recomputed prefix rows from the store's entry.
         steps: Passes that committed tokens.
         passes: All passes.
@@ -38,7 +41,10 @@ class RequestStats:
     flops: int
     bytes_read: int
     prefix_hit: bool | None
+    prefix_tokens: int
     depth: int
+    depth_reason: str
+    depths: tuple[int, ...]
     refreshes: int
     steps: int
     passes: int
@@ -51,8 +57,8 @@ class RequestStats:
     def of(cls, stats: Mapping[str, Any]) -> RequestStats:
         """From the engine's dict, by name."""
         values = {f.name: stats[f.name] for f in fields(cls)}
-        for name in ("rows_per_layer", "value_rows_per_layer", "entry_rows_per_layer"):
-            values[name] = tuple(int(rows) for rows in values[name])
+        for name in ("rows_per_layer", "value_rows_per_layer", "entry_rows_per_layer", "depths"):
+            values[name] = tuple(int(value) for value in values[name])
         return cls(**values)
 
     @property

@@ -83,3 +83,9 @@ class Tokenizer:
     def token_id(self, name: str) -> int | None:
         """Id of the token spelled `name`; None: there is none."""
         return self._tokenizer.token_to_id(name)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Texts of the special tokens that are found wherever they stand."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(t.content for t in added if t.content and t.special and not t.single_word)

@@ -1,0 +1,291 @@
+"""LoadedModel: a checkpoint in memory, its tokenizer, its prefix store and its cache policies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .checkpoint import Sidecar, resolve_path
+from .inputs import Encoder, Ids, Prompt, as_ids, as_rows, check_text, integer
+from .jsonfile import as_path
+from .policies import Policy
+from .prefixes import as_salt
+from .tokenizer import Tokenizer
+
+_log = logging.getLogger("bicache")
+
+Cache = str | Policy
+Tap = Callable[[int, str, NDArray[np.float32]], None]
+
+
+class LoadedModel:
+    """What an LLM is apart from generating; LLM says what its arguments are."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        cache: Cache = "none",
+        prefix_budget_bytes: int = 1 << 30,
+        prefix_dtype: str = "f32",
+        backend: str = "packed",
+    ) -> None:
+        begin = time.perf_counter()
+        settings = (("dtype", dtype), ("backend", backend), ("prefix_dtype", prefix_dtype))
+        for name, value in settings:
+            if not isinstance(value, str):
+                raise TypeError(f"[model] {name}: expected a string, got {type(value).__name__}")
+            check_text(value, f"model] {name}")
+        if threads is not None:
+            threads = integer(threads, "model] threads", 1, 1024)
+        budget = integer(prefix_budget_bytes, "model] prefix_budget_bytes", 0, 2**63 - 1)
+        self.path: Path = resolve_path(path)
+        self._sidecar = Sidecar.read(self.path)
+        self.config: _core.Config = _core.read_config(str(self.path))
+        self._fingerprint: str | None = None  # until the weights are there
+        self._policy = self._as_policy(cache)
+        tokenizer = self.path / "tokenizer.json"
+        self.tokenizer: Tokenizer | None = Tokenizer(tokenizer) if tokenizer.exists() else None
+        self._engine = _core.Engine(
+            str(self.path),
+            dtype=dtype,
+            backend=backend,
+            threads=threads or 0,
+            prefix_budget_bytes=budget,
+            prefix_dtype=prefix_dtype,
+            eot_token_id=self._find_eot(),
+        )
+        self.config = self._engine.config
+        self._fingerprint = self._engine.fingerprint
+        self._policy = self._as_policy(cache)  # a calibration must be of these weights
+        self._ends = [i for i in (self.config.eos_token_id, self.config.eot_token_id) if i >= 0]
+        self._encoder = Encoder(self.tokenizer, self.config.embeddings, self.path)
+        self._taps: list[tuple[object, Tap]] = []  # open ones, the last is in use
+        _log.info(
+            "loaded %s: %d layers, %.1f MB of %s weights, %d threads, %s kernels, %.2f s",
+            self.path, self.config.layers, self.weight_bytes / 1e6, self.dtype, self.threads,
+            _core.isa() if self.backend == "packed" else self.backend, time.perf_counter() - begin,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"LLM({str(self.path)!r}, dtype={self.dtype!r}, threads={self.threads}, "
+            f"cache={self.cache!r})"
+        )
+
+    @property
+    def dtype(self) -> str:
+        """How the weights are held: "f32" or "bf16"."""
+        return self._engine.dtype
+
+    @property
+    def backend(self) -> str:
+        """Who multiplies matrices: "packed" or "blas"."""
+        return self._engine.backend
+
+    @property
+    def threads(self) -> int:
+        """CPU threads in use."""
+        return self._engine.threads
+
+    @property
+    def prefix_dtype(self) -> str:
+        """How prefix entries are held: "f32" or "bf16"."""
+        return self._engine.prefix_dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return self._engine.weight_bytes
+
+    @property
+    def cache(self) -> str:
+        """Cache string of requests that name none."""
+        return self._policy.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights and of all in the configuration that a pass depends on; 16 hex digits.
+
+        Not cryptographic: it tells checkpoints apart, it does not vouch for them.
+        """
+        return self._engine.fingerprint
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """Options that bicache.json beside the checkpoint sets for generate() and stream()."""
+        return dict(self._sidecar.generation)
+
+    @property
+    def calibration(self) -> Mapping[str, Any]:
+        """Facts measured on this checkpoint, from its bicache.json; empty if it has none."""
+        return dict(self._sidecar.calibration)
+
+    def forward(self, tokens: Ids, rows: Ids | None = None) -> NDArray[np.float32]:
+        """Logits of a canvas, without any cache.
+
+        Args:
+            tokens: Token ids [N], mask tokens included.
+            rows: The positions to predict [k]; None: all of them, in order.
+
+        Returns:
+            float32 [k, V] (or [N, V]).
+
+        Raises:
+            TypeError: Not integers.
+            ValueError: Ids, positions or lengths out of range.
+        """
+        ids = as_ids(tokens, "forward] tokens", self.config.embeddings)
+        if not 1 <= len(ids) <= self.config.context:
+            raise ValueError(
+                f"[forward] tokens: expected 1..{self.config.context} ids (the model's context), "
+                f"got {len(ids)}"
+            )
+        return self._engine.forward(ids, None if rows is None else as_rows(rows, len(ids)))
+
+    @contextmanager
+    def tap(self, function: Tap) -> Iterator[None]:
+        """Within it, every pass of this LLM calls `function(layer, name, array)`.
+
+        Args:
+            function: Gets activations as float32 arrays [rows, ...], as they are computed. An
+                exception in it ends the generation it came from.
+
+        Raises:
+            TypeError: Not callable.
+        """
+        if not callable(function):
+            raise TypeError(f"[tap] function: expected a callable, got {type(function).__name__}")
+        mine = (object(), function)
+        self._taps.append(mine)
+        self._engine.set_tap(function)
+        try:
+            yield
+        finally:
+            self._taps.remove(mine)
+            self._engine.set_tap(self._taps[-1][1] if self._taps else None)
+
+    def warm(
+        self, prefix: Prompt, *, cache: Cache | None = None, cache_salt: str | None = None
+    ) -> bool:
+        """Computes and stores a shared prefix, so that the first request finds it.
+
+        Args:
+            prefix: As for generate().
+            cache: The policy of the requests to come; it says what is worth storing.
+            cache_salt: As for generate().
+
+        Returns:
+            Whether it is in the store now; False: it does not fit the budget.
+
+        Raises:
+            TypeError: A wrong type.
+            ValueError: An empty or too long prefix, or a policy that reads none.
+        """
+        ids = self._encoder.prefix(prefix, "warm] prefix")
+        policy = self._policy if cache is None else self._as_policy(cache)
+        return self._engine.warm(ids, policy, as_salt(cache_salt, "warm"))
+
+    def save_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Writes the prefix store to a file, which appears whole or not at all.
+
+        The file holds the token ids of the prefixes and their salts: it is as private as the
+        prompts, and only its owner may read it.
+
+        Args:
+            path: The file; one that is there is replaced.
+
+        Returns:
+            How many prefixes were written.
+
+        Raises:
+            TypeError: Not a path.
+            ValueError: There is something else than a regular file.
+            OSError: It cannot be written; the old file is still there.
+        """
+        return self._engine.save_prefixes(os.fsencode(as_path(path, "prefix file] path")))
+
+    def load_prefixes(self, path: str | os.PathLike[str]) -> int:
+        """Puts the prefixes of a file into the prefix store.
+
+        A file that is refused costs only a recomputation: the store stays as it is.
+
+        Args:
+            path: What save_prefixes() wrote, with the same model, dtype, prefix_dtype, backend and
+                kernels (`bicache info`): otherwise answers would not be the same bits.
+
+        Returns:
+            How many of its prefixes the store has now; those that do not fit the budget are left
+            out, the least recently used first.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is damaged, or of another model or another way to compute; says which.
+        """
+        return self._engine.load_prefixes(os.fsencode(as_path(path, "prefix file] path")))["kept"]
+
+    def prefix_stats(self) -> dict[str, int]:
+        """What the prefix store holds and how it was used.
+
+        Returns:
+            entries and size_bytes (kept), budget_bytes, pinned (entries that a request holds now:
+            they are not evicted), hits, misses, evictions, refused (did not fit beside the pinned
+            ones: used by the requests under way, not kept).
+        """
+        return self._engine.prefix_stats()
+
+    def clear_prefixes(self) -> None:
+        """Empties the prefix store and its counts; requests under way keep what they hold."""
+        self._engine.clear_prefixes()
+
+    def cache_string(self, cache: Cache) -> str:
+        """What `cache=` stands for, in its usual form; "auto" is looked up.
+
+        Raises:
+            TypeError: Neither a string nor a policy object.
+            ValueError: Unknown policies or settings (the message lists what exists), or "auto"
+                without a calibration.
+        """
+        return self._as_policy(cache).spec
+
+    def _as_policy(self, cache: object) -> _core.Policy:
+        if isinstance(cache, Policy):
+            return cache.handle(self.config.layers)
+        if not isinstance(cache, str):
+            raise TypeError(
+                f"[cache] policy: expected a string or a policy object, got {type(cache).__name__}"
+            )
+        if cache != "auto":
+            return _core.make_policy(check_text(cache, "cache] policy"))
+        calibration = self._sidecar.calibration
+        stored, of = calibration.get("cache"), calibration.get("fingerprint")
+        if stored is None:
+            raise ValueError(
+                f"[cache] auto: expected a calibration in {self.path / 'bicache.json'}, got none; "
+                f"`bicache profile {self.path} --pairs FILE.jsonl --save` makes one"
+            )
+        if self._fingerprint is not None and of not in (None, self._fingerprint):
+            raise ValueError(
+                f"[cache] auto: expected a calibration of this model ({self._fingerprint}) in "
+                f"{self.path / 'bicache.json'}, got one of another ({of}); make a new one: "
+                f"bicache profile {self.path} --pairs FILE.jsonl --save"
+            )
+        return _core.make_policy(stored)
+
+    def _find_eot(self) -> int:
+        """The end-of-turn id that config.json may leave to the tokenizer; -1: none."""
+        if self.config.eot_token_id >= 0 or self.tokenizer is None:
+            return self.config.eot_token_id
+        found = self.tokenizer.token_id("<|eot_id|>")
+        return found if found is not None and found < self.config.embeddings else -1
