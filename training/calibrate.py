@@ -1,83 +1,69 @@
-"""Measure how deep the shipped model's prefix may be reused, and store it beside the checkpoint.
+"""Measure how deep a shipped model's prefix may be reused, and store it beside the checkpoint.
 
-    python training/calibrate.py python/bicache/models/records
+    python training/calibrate.py records
 
-Asks calibration questions (documents of a seed of their own, neither trained on nor among
-questions.jsonl) without a cache and with bicache at every depth, for several shares of prefix rows.
-The safe depth is the deepest one such that at it, at every smaller depth and at every share, at
-least 99 % of the answers are those given without a cache. Agreement of outputs is measured, not
-similarity of K/V, which predicts accuracy poorly on this model. Writes bicache.json.
+Draws calibration questions (documents of a seed of their own, neither trained on nor among
+questions.jsonl), profiles the model on them (`bicache.profile`), and writes the agreement's cache
+string to bicache.json. The refresh interval is the largest of REFRESH_STEPS at which reuse within a
+request alone keeps the answers; where even short ones do not, 1 is left: then nothing is reused
+within a request.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+import sys
+from typing import Any
 
 import bicache
+from bicache.checkpoint import Sidecar
 from export import questions
 
-SEED = 30_000
+WORDS = {"records": 2, "records-scratch": 2, "records-control": 1}  # of one record
 LENGTHS = (6, 12, 24, 40)  # records of the documents: the share of prefix rows grows with them
-MIN_AGREEMENT = 0.99
-REFRESH_STEPS = 16
-GENERATION = {"gen_length": 8, "steps": 8, "block_length": 8}
+SEED = 30_000
+REFRESH_STEPS = (16, 4, 2, 1)
+TAU = 0.97
+OPTIONS: dict[str, Any] = {"gen_length": 8, "steps": 8, "block_length": 8}
 
 
-def answers(llm: bicache.LLM, lines: list[dict[str, str]], cache: str) -> list[str]:
-    llm.clear_prefixes()
-    outputs = llm.generate(
-        [line["prompt"] for line in lines],
-        prefix=[line["prefix"] for line in lines],
-        cache=cache,
-        **GENERATION,
-    )
-    return [output.text for output in outputs]
+def draw(count: int, length: int, seed: int, words: int) -> list[dict[str, str]]:
+    """`count` questions, at most 60 about one document of `length` records."""
+    lines: list[dict[str, str]] = []
+    while len(lines) < count:
+        lines += questions(1, 60, length, seed + length + 1000 * len(lines), words)
+    return lines[:count]
 
 
-def share(a: list[str], b: list[str]) -> float:
-    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+def calibrate(llm: bicache.LLM, words: int, count: int) -> tuple[bicache.DepthTable, list[int]]:
+    """The profile at the largest refresh interval with a safe depth, and the intervals without."""
+    pairs = [
+        (line["prefix"], line["prompt"])
+        for length in LENGTHS
+        for line in draw(count, length, SEED, words)
+    ]
+    failed: list[int] = []
+    for steps in REFRESH_STEPS:
+        table = bicache.profile(
+            llm, pairs, tau=TAU, refresh_steps=steps, progress=sys.stderr.isatty(), **OPTIONS
+        )
+        if all(b.depth is not None for b in table.agreement):
+            return table, failed
+        failed.append(steps)
+    raise SystemExit("no refresh interval has a safe depth")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--documents", type=int, default=4, help="per document length")
-    parser.add_argument("--questions", type=int, default=50, help="per document")
+    parser.add_argument("model", choices=list(WORDS))
+    parser.add_argument("--questions", type=int, default=600, help="per document length")
     args = parser.parse_args()
     llm = bicache.LLM(args.model)
-    layers = llm.config.layers
-    measured, safe = [], layers
-    for length in LENGTHS:
-        lines = questions(args.documents, args.questions, length, SEED + length)
-        truth = [line["answer"] for line in lines]
-        none = answers(llm, lines, "none")
-        prefix_rows = 1 + 2 * length
-        row = {
-            "records": length,
-            "prefix_share": round(prefix_rows / (prefix_rows + 6 + GENERATION["gen_length"]), 2),
-            "questions": len(lines),
-            "exact_match_none": round(share(none, truth), 4),
-            "agreement_by_depth": [],
-        }
-        for depth in range(layers + 1):
-            cache = f"bicache:depth={depth},refresh_steps={REFRESH_STEPS}"
-            row["agreement_by_depth"].append(round(share(answers(llm, lines, cache), none), 4))
-        unsafe = [b for b, x in enumerate(row["agreement_by_depth"]) if x < MIN_AGREEMENT]
-        safe = min([safe, *(b - 1 for b in unsafe)])
-        measured.append(row)
-        print(json.dumps(row), flush=True)
-    if safe < 1:
-        raise SystemExit("no safe depth: even depth 1 changes more than 1 % of the answers")
-    calibration = {
-        "cache": f"bicache:depth={safe},refresh_steps={REFRESH_STEPS},splice=official",
-        "safe_depth": safe,
-        "rule": f"agreement with none >= {MIN_AGREEMENT} at every depth up to it, at every share",
-        "measured": measured,
-    }
-    text = json.dumps({"format": 1, "generation": GENERATION, "calibration": calibration}, indent=1)
-    (args.model / "bicache.json").write_text(text + "\n")
+    table, failed = calibrate(llm, WORDS[args.model], args.questions)
+    print(table.summary())
+    if failed:
+        print(f"no safe depth at refresh_steps {', '.join(map(str, failed))}")
+    Sidecar(OPTIONS, table.calibration()).write(llm.path)
 
 
 if __name__ == "__main__":

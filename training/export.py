@@ -1,6 +1,7 @@
-"""Turn a trained stage into the shipped checkpoint.
+"""Turn the last trained stage of a recipe into a shipped checkpoint.
 
-    python training/export.py RUN/two-word.pt --out python/bicache/models/records
+    python training/export.py RUN/two-word.pt --recipe training/recipes/records.toml \\
+        --out python/bicache/models/records
 
 Writes config.json, model.safetensors (bfloat16, LLaDA's tensor names), tokenizer.json and
 questions.jsonl (held-out). calibrate.py then adds bicache.json; README.md, the model card, is
@@ -20,7 +21,6 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-HERE = Path(__file__).parent
 CONTEXT = 256  # rows; trained on at most 1 + 2 * 40 + 6 + 8
 HELD_OUT_SEED = 20_000
 
@@ -84,7 +84,9 @@ def tokenizer() -> Tokenizer:
     return t
 
 
-def questions(documents: int, per_document: int, length: int, seed: int) -> list[dict[str, str]]:
+def questions(
+    documents: int, per_document: int, length: int, seed: int, words: int = 2
+) -> list[dict[str, str]]:
     """Distinct questions about documents nobody trained on (drawn from a seed of their own)."""
     rng = np.random.default_rng(seed)
     lines = []
@@ -96,7 +98,7 @@ def questions(documents: int, per_document: int, length: int, seed: int) -> list
         rows = np.repeat(document[None], len(chosen), axis=0)
         question, answer = records.questions_about(rows, chosen[:, 0], chosen[:, 1])
         for q, a in zip(question, answer, strict=True):
-            prefix = records.document_text(document)
+            prefix = records.document_text(document, words)
             lines.append({"prefix": prefix, "prompt": records.text(q), "answer": records.text(a)})
     return lines
 
@@ -105,20 +107,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.toml")
+    parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=5)
     parser.add_argument("--questions", type=int, default=96, help="per document")
     args = parser.parse_args()
     recipe = tomllib.loads(args.recipe.read_text())
     args.out.mkdir(parents=True, exist_ok=True)
     trained = torch.load(args.checkpoint)
-    layers = recipe["stage"][-1]["layers"]
-    text = json.dumps(config(recipe["model"], layers), indent=2)
+    last = recipe["stage"][-1]
+    text = json.dumps(config(recipe["model"], last["layers"]), indent=2)
     (args.out / "config.json").write_text(text + "\n")
     save_file(tensors(trained["model"]), args.out / "model.safetensors", metadata={"format": "pt"})
     tokenizer().save(str(args.out / "tokenizer.json"))
     length = recipe["train"]["test_records"]
-    lines = questions(args.documents, args.questions, length, HELD_OUT_SEED)
+    lines = questions(args.documents, args.questions, length, HELD_OUT_SEED, last["words"])
     (args.out / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

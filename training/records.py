@@ -1,4 +1,4 @@
-"""The task of the shipped model, in words: a document of records, and questions about it.
+"""The task of the shipped models, in words: a document of records, and questions about it.
 
 A document lists distinct records, each a colour and an animal ("red fox"). A question asks for the
 records of one colour or of two; the answer names the matching records in document order, one
@@ -102,6 +102,10 @@ def text(ids: np.ndarray) -> str:
     return " ".join(VOCABULARY[i] for i in ids if i >= len(SPECIAL))
 
 
-def document_text(document: np.ndarray) -> str:
-    """As a reader writes it: "red fox, blue owl, ..." (the tokenizer drops the commas)."""
-    return ", ".join(VOCABULARY[r + RECORD0].replace("-", " ") for r in document)
+def document_text(document: np.ndarray, words: int = 2) -> str:
+    """As a reader writes it: "red fox, blue owl, ..." (the tokenizer drops the commas).
+
+    With `words` = 1, a record is one compound word: "red-fox, blue-owl, ...".
+    """
+    between = " " if words == 2 else "-"
+    return ", ".join(VOCABULARY[r + RECORD0].replace("-", between) for r in document)

@@ -1,6 +1,8 @@
-"""Train the shipped model: `python training/train.py --out DIR` (resumes where it stopped).
+"""Train a shipped model (resumes where it stopped):
 
-Follows recipe.toml stage by stage; about 45 minutes of one CPU thread. Everything random comes from
+    python training/train.py --recipe training/recipes/records.toml --out DIR
+
+Follows the recipe stage by stage; 20 to 50 minutes of one CPU thread. Everything random comes from
 the recipe's seed and the step number, so a resumed run continues the same sequence of batches.
 Writes DIR/<stage>.pt every 250 steps and DIR/log.jsonl.
 """
@@ -18,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from model import DLM, ModelConfig, Optimizer, prepend_layers
 from records import MASK, QUESTION, SLOTS, VOCABULARY, draw_batch
-
-HERE = Path(__file__).parent
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def train_stage(stage: dict, recipe: dict, model: DLM, out: Path, log) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and log")
-    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.toml")
+    parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1, help="the shipped run had one")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
