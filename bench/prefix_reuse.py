@@ -18,14 +18,16 @@ from bicache.demo import read_questions, run_demo
 
 def main() -> None:
     llm = bicache.LLM("records")
-    safe = llm.calibration["safe_depth"]
+    documents = read_questions(llm.path / "questions.jsonl")
+    question = documents[0].questions[0].prompt
+    (output,) = llm.generate(question, prefix=documents[0].prefix, cache="auto")
+    safe = output.stats.depth
     policies = {
         "none": "nothing is reused",
         f"bicache:depth={safe},refresh_steps=1": "across requests only",
         "bicache:depth=0,refresh_steps=16": "within a request only",
         f"bicache:depth={safe},refresh_steps=16": "both",
     }
-    documents = read_questions(llm.path / "questions.jsonl")
     report = run_demo(llm, documents, policies=list(policies)).as_dict()
     for row, what in zip(report["policies"], policies.values(), strict=True):
         row["reuse"] = what
