@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ EOS, BOS, MASK, UNKNOWN = range(4)
 SPECIAL = ("<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|unknown|>")
 
 TinyCheckpoint = Callable[..., Path]
+Pairs = list[tuple[list[int], list[int]]]  # ids of a prefix and of a prompt
 
 
 def llada_config(
@@ -241,3 +242,11 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Sets members of a JSON object; None removes one."""
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+
+
+def random_pairs(sizes: Sequence[tuple[int, int]], vocab: int = 64, seed: int = 0) -> Pairs:
+    """Pairs of these lengths, none of their ids a special one."""
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.integers(4, vocab, p).tolist(), rng.integers(4, vocab, u).tolist()) for p, u in sizes
+    ]

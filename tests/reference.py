@@ -293,17 +293,27 @@ class BiCache:
     """
 
     def __init__(
-        self, model: Llada, prefix: Tensor, depth: int, refresh_steps: int, splice: str
+        self,
+        model: Llada,
+        prefix: Tensor,
+        depth: int | Sequence[int],
+        refresh_steps: int,
+        splice: str,
     ) -> None:
+        """`depth`: of every refresh, or one after the other."""
         self.model, self.p, self.refresh_steps, self.step = model, len(prefix), refresh_steps, 0
         self.rows: list[list[int]] = []
-        _, self.inter, out = model.full(prefix)
-        self.reused = max(0, depth - (splice == "strict"))
-        self.boundary = out[self.reused - 1] if self.reused else model.embed(prefix)
+        _, self.inter, self.out = model.full(prefix)
+        self.embedded, self.depths, self.splice = model.embed(prefix), depth, splice
+        self.reused, self.boundary = 0, self.embedded
         self.intra: Sequence[KV] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.step % self.refresh_steps == 0:
+            n, depths = self.step // self.refresh_steps, self.depths
+            depth = depths if isinstance(depths, int) else depths[n]
+            self.reused = max(0, depth - (self.splice == "strict"))
+            self.boundary = self.out[self.reused - 1] if self.reused else self.embedded
             logits, kv = self.layer_partitioned(x, self.inter[: self.reused])
             self.intra = [(k[:, : self.p], v[:, : self.p]) for k, v in kv]
         else:

@@ -193,7 +193,7 @@ BAD: list[tuple[list[str], str]] = [
     (["generate", "MODEL", "--prompt", "w5", "--stream", "--json"], "--stream"),
     (["generate", "MODEL", "--prompt", "w5", "--prompt-file", "x"], "not allowed"),
     (["generate", "MODEL", "--prompt-file", "no/such/file"], "no/such/file"),
-    (["generate", "MODEL", "--prompt-file", "/"], "directory"),
+    (["generate", "MODEL", "--prompt-file", "/"], "regular file"),
     (["generate", "MODEL", "--prompt", ""], "at least one token"),
     (["generate", "no-such-model", "--prompt", "w5"], "no-such-model"),
     (["generate", "GSAI-ML/LLaDA-8B-Instruct", "--prompt", "w5"], "download"),

@@ -28,7 +28,7 @@ def model(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFact
     sidecar = {
         "format": 1,
         "generation": {"gen_length": LENGTH, "steps": LENGTH, "block_length": LENGTH},
-        "calibration": {"cache": SAFE, "safe_depth": DEPTH},
+        "calibration": {"cache": SAFE},
     }
     (folder / "bicache.json").write_text(json.dumps(sidecar))
     llm = LLM(folder, threads=1)
@@ -60,9 +60,16 @@ def test_policies_are_the_safe_depth_and_two_past_it(report: dict[str, Any]) -> 
         "bicache:depth=1,refresh_steps=2,splice=official",
         "bicache:depth=3,refresh_steps=2,splice=official",
     ]
-    assert demo_policies("bicache:depth=0:1/50:3", 4)[4].startswith("bicache:depth=0:3/50:4,")
-    with pytest.raises(ValueError, match="depth"):
-        demo_policies("none", 4)
+    # past the deepest entry of a table
+    tables = ("bicache:depth=0:1/50:3,refresh_steps=2", "bicache:depth=agreement:48:3/86:0")
+    assert [demo_policies(safe, 9)[4] for safe in tables] == [
+        "bicache:depth=5,refresh_steps=2,splice=official",
+        "bicache:depth=5,refresh_steps=16,splice=official",
+    ]
+    assert demo_policies(tables[0], 4)[4].startswith("bicache:depth=4,")
+    for wrong in ("none", "bicache:depth=probe:0.9"):
+        with pytest.raises(ValueError, match="depth"):
+            demo_policies(wrong, 4)
 
 
 def test_the_table_leaves_out_defaults_but_not_what_names_the_variant() -> None:

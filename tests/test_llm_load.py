@@ -173,7 +173,7 @@ def test_stored_defaults_and_calibration(
     write_sidecar(
         folder,
         generation={"gen_length": 8, "steps": 2, "block_length": 4},
-        calibration={"cache": "bicache:depth=1", "safe_depth": 1, "measured": {"questions": 3}},
+        calibration={"cache": "bicache:depth=1", "measured": {"questions": 3}},
     )
     llm = LLM(folder, cache="auto")
     assert llm.cache == "bicache:depth=1,refresh_steps=16,splice=official"
@@ -205,7 +205,7 @@ def test_stored_defaults_and_calibration(
         ('{"format": 1, "calibration": 5}', "calibration"),
         ('{"format": 1, "calibration": {"cache": 5}}', "cache"),
         ('{"format": 1, "calibration": {"cache": "lru"}}', "bicache"),
-        ('{"format": 1, "calibration": {"safe_depth": -1}}', "safe_depth"),
+        ('{"format": 1, "calibration": {"fingerprint": 1}}', "fingerprint"),
         ("\udcff", "JSON"),
     ],
 )
@@ -216,6 +216,21 @@ def test_a_wrong_bicache_json(
     (folder / "bicache.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with refuses(ValueError, "bicache.json", part):
         LLM(folder)
+
+
+def test_a_calibration_of_other_weights_is_not_auto(
+    tiny_checkpoint: TinyCheckpoint, copy_checkpoint: Copy
+) -> None:
+    folder = copy_checkpoint(tiny_checkpoint())
+    fingerprint = LLM(folder).fingerprint
+    write_sidecar(folder, calibration={"cache": "bicache:depth=1", "fingerprint": fingerprint})
+    assert LLM(folder, cache="auto").cache.startswith("bicache:depth=1,")
+    write_sidecar(folder, calibration={"cache": "bicache:depth=1", "fingerprint": "0" * 16})
+    llm = LLM(folder)  # anything else goes on
+    with refuses(ValueError, "auto", fingerprint, "0" * 16, "bicache profile"):
+        llm.generate([5], cache="auto")
+    with refuses(ValueError, "auto", fingerprint):
+        LLM(folder, cache="auto")
 
 
 def test_a_bicache_json_that_is_no_file(

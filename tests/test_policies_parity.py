@@ -305,7 +305,7 @@ def test_no_cache_recomputes_everything(tiny_checkpoint: Maker) -> None:
     assert list(case.run("none", options, 0).stats.rows_per_layer) == rows
 
 
-Request = tuple[NDArray[np.int32], int, dict[str, Any], str]
+Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, None]
 
 
 def mixed_requests(model: Llada) -> list[Request]:
@@ -333,7 +333,8 @@ def mixed_requests(model: Llada) -> list[Request]:
         }
         head = torch.empty(0, dtype=torch.int64) if prefix is None else prefix
         ids = torch.cat([head, random_tokens(own, model, i)]).numpy().astype(np.int32)
-        requests.append((ids, len(head), options, cache))
+        policy = _core.make_policy(cache)
+        requests.append((ids, len(head), options, policy, "", None))
     return requests
 
 

@@ -20,10 +20,15 @@ from bicache import BiCache, Naive, NoCache, Policy, _core
         BiCache(depth=0),
         BiCache(depth=5, refresh_steps=1, splice="strict"),
         BiCache(depth={30: 10, 0: 1}),
+        BiCache(depth="agreement:48:5/86:0", refresh="block", source="first_request"),
+        BiCache(depth="probe:0.97", refresh="drift:0.05", ratio="prompt", probe_rows=3),
+        BiCache(depth=lambda info: 1),
     ],
 )
 def test_the_engine_reads_back_what_an_object_says(policy: Policy) -> None:
-    assert _core.canonical_policy(policy.spec()) == policy.spec()
+    if "depth=hook" not in policy.spec():
+        assert _core.canonical_policy(policy.spec()) == policy.spec()
+    assert policy.handle(4).spec == policy.spec()
 
 
 def test_defaults_are_the_engines() -> None:
@@ -62,7 +67,12 @@ def test_policies_are_frozen_values() -> None:
         ({"depth": -1}, ValueError, "bicache depth: expected an integer >= 0, got -1"),
         ({"depth": True}, TypeError, "bicache depth: expected an integer >= 0, got True"),
         ({"depth": 2.0}, TypeError, "bicache depth: expected an integer >= 0, got 2.0"),
-        ({"depth": "5"}, TypeError, "bicache depth"),
+        ({"depth": ""}, ValueError, "bicache depth: expected a number, a table"),
+        ({"depth": "hook"}, ValueError, "bicache depth: expected a number, a table"),
+        ({"depth": "1,refresh_steps=2"}, ValueError, "bicache depth: expected a number, a table"),
+        ({"depth": "five"}, ValueError, "depth: expected a number, a table"),
+        ({"depth": "probe:2"}, ValueError, "expected a similarity -1..1"),
+        ({"depth": [1, 2]}, TypeError, "bicache depth: expected an integer"),
         ({"depth": None}, TypeError, "bicache depth"),
         ({"depth": {}}, ValueError, "expected at least one ratio"),
         ({"depth": {101: 1}}, ValueError, r"expected 0\.\.100, got 101"),
@@ -71,7 +81,16 @@ def test_policies_are_frozen_values() -> None:
         ({"depth": {30: -2}}, ValueError, "at ratio 30: expected an integer >= 0, got -2"),
         ({"depth": 5, "refresh_steps": 0}, ValueError, "refresh_steps: expected 1"),
         ({"depth": 5, "refresh_steps": 1.5}, TypeError, "refresh_steps: expected 1"),
-        ({"depth": 5, "splice": "loose"}, ValueError, "expected official or strict, got 'loose'"),
+        ({"depth": 5, "splice": "loose"}, ValueError, 'expected official or strict, got "loose"'),
+        ({"depth": 5, "splice": 1}, TypeError, "splice: expected a string, got 1"),
+        ({"depth": 5, "refresh": "\ud800"}, ValueError, "surrogate"),
+        ({"depth": "\ud800"}, ValueError, "surrogate"),
+        ({"depth": BiCache}, TypeError, "the class BiCache itself"),
+        ({"depth": 5, "refresh": "drift"}, ValueError, "expected steps, block or drift:LIMIT"),
+        ({"depth": 5, "refresh": "block+none"}, ValueError, "refresh: expected a setting"),
+        ({"depth": 5, "source": "both"}, ValueError, "expected alone or first_request"),
+        ({"depth": 5, "ratio": ""}, ValueError, "ratio: expected a setting"),
+        ({"depth": 5, "probe_rows": 0}, ValueError, "probe_rows: expected 1"),
     ],
 )
 def test_wrong_settings(settings: dict[str, object], error: type[Exception], message: str) -> None:

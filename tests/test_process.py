@@ -31,7 +31,8 @@ def run(code: str, *arguments: object, **environment: str) -> str:
 def test_a_step_releases_the_gil(tiny_checkpoint: Maker) -> None:
     engine = _core.Engine(str(tiny_checkpoint(dim=64, layers=4, context=1024)), threads=1)
     prompt = np.full(500, 5, np.int32)
-    generation = engine.start([(prompt, 0, {"gen_length": 4}, "none")] * 4)
+    policy = _core.make_policy("none")
+    generation = engine.start([(prompt, 0, {"gen_length": 4}, policy, "", None)] * 4)
     began, ended = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -76,7 +77,7 @@ def test_a_forked_child_works(tiny_checkpoint: Maker, torch: bool) -> None:
 def test_a_tap_cannot_use_its_own_model(tiny_checkpoint: Maker) -> None:
     llm = bicache.LLM(tiny_checkpoint(), threads=1)
     with llm.tap(lambda layer, name, array: llm.forward([4, 5])):
-        with pytest.raises(RuntimeError, match="from inside a tap"):
+        with pytest.raises(RuntimeError, match="from inside a tap or a depth policy"):
             llm.forward([4, 5, 6])
     assert len(llm.forward([4, 5])) == 2
 
