@@ -178,6 +178,7 @@ TEST(PrefixStore, LongestIsAWholeEntry) {
   EXPECT_EQ(store.longest(prompt, "", 3), 2);  // not the head of the longer one
   EXPECT_EQ(store.longest(Ids{1, 2, 3}, "", 3), 2);
   EXPECT_EQ(store.longest(Ids{2}, "", 1), 0);
+  EXPECT_EQ(store.longest(Ids{1}, "", 9), 0);  // shorter than what is asked for
 }
 
 TEST(PrefixStore, HalfPrecisionRounds) {

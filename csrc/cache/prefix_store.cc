@@ -68,6 +68,7 @@ bool PrefixStore::keeps(const PrefixKey& key, const EntryNeeds& needs) {
 int64_t PrefixStore::longest(std::span<const int32_t> prompt, const std::string& salt,
                              int64_t max_tokens) {
   const std::lock_guard lock(mutex_);
+  max_tokens = std::min(max_tokens, static_cast<int64_t>(prompt.size()));
   int64_t longest = 0;
   for (const Slot& slot : slots_) {
     const Item& item = slot.item;
