@@ -10,7 +10,9 @@ struct DepthHook {
   DepthPtr depth;
 };
 
-DepthHook make_hook(py::object function, std::optional<std::vector<int>> reachable, bool observes) {
+// `reachable`: None or a list of int. (As std::optional<std::vector<int>> it makes gcc 12 see
+// uninitialised memory inside older versions of pybind11.)
+DepthHook make_hook(py::object function, const py::object& reachable, bool observes) {
   if (!PyCallable_Check(function.ptr())) {
     throw py::type_error(cat("[cache] depth hook: expected a callable, got ",
                              py::str(py::type::of(function)).cast<std::string>()));
@@ -32,7 +34,8 @@ DepthHook make_hook(py::object function, std::optional<std::vector<int>> reachab
             py::str(number).cast<std::string>());
     return static_cast<int>(depth);
   };
-  return {hook_depth(call, std::move(reachable), observes)};
+  if (reachable.is_none()) return {hook_depth(call, std::nullopt, observes)};
+  return {hook_depth(call, reachable.cast<std::vector<int>>(), observes)};
 }
 
 // 1 - similarity, per layer; None: not measured.
