@@ -123,7 +123,16 @@ TEST(Policies, StringsRoundTrip) {
                            "bicache:depth=0,refresh_steps=2,splice=official,refresh=drift:0.05",
                            "bicache:depth=probe:0.99999999,refresh_steps=4,splice=official",
                            "bicache:depth=1,refresh_steps=2,splice=official,refresh=block,"
-                           "source=first_request,ratio=prompt"}) {
+                           "source=first_request,ratio=prompt",
+                           "fast_dllm:mode=prefix", "fast_dllm:mode=dual,refresh_steps=3",
+                           "fast_dllm:mode=dual,block_start=fill",
+                           "dllm_cache:prompt_interval_steps=50,gen_interval_steps=7,"
+                           "transfer_ratio=0.25",
+                           "dllm_cache:prompt_interval_steps=2,gen_interval_steps=1,"
+                           "transfer_ratio=0,drift=since_recompute",
+                           "dllm_cache:prompt_interval_steps=50,gen_interval_steps=7,"
+                           "transfer_ratio=0.25,new_tokens=recompute",
+                           "bicache:depth=2,refresh_steps=4,splice=strict+fast_dllm:mode=dual"}) {
     EXPECT_EQ(make_policy(spec)->spec(), spec);
   }
   EXPECT_EQ(make_policy("bicache:depth=5")->spec(),
@@ -134,6 +143,9 @@ TEST(Policies, StringsRoundTrip) {
             "bicache:depth=0:1/30:10,refresh_steps=16,splice=official");
   EXPECT_EQ(make_policy("bicache:splice=strict,depth=2+none")->spec(),
             "bicache:depth=2,refresh_steps=16,splice=strict");
+  EXPECT_EQ(make_policy("none+bicache:depth=2")->spec(), make_policy("bicache:depth=2")->spec());
+  EXPECT_EQ(make_policy("dllm_cache+bicache:depth=2")->spec(),
+            make_policy("bicache:depth=2+dllm_cache")->spec());
   for (const PolicyRow& row : policy_table()) {
     if (*row.identity != '\0') {
       EXPECT_EQ(make_policy(row.identity)->spec().substr(0, strlen(row.name)), row.name);
@@ -143,8 +155,8 @@ TEST(Policies, StringsRoundTrip) {
 
 TEST(Policies, ErrorsListWhatExists) {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {"", "expected one of none, naive, bicache, got \"\""},
-      {"bicash:depth=1", "expected one of none, naive, bicache, got \"bicash\""},
+      {"", "expected one of none, naive, bicache, fast_dllm, dllm_cache, got \"\""},
+      {"bicash:depth=1", "dllm_cache, got \"bicash\""},
       {"bicache", "expected a value for depth"},
       {"bicache:",
        "expected settings depth, refresh_steps, splice, refresh, source, ratio, probe_rows, got "
@@ -158,9 +170,9 @@ TEST(Policies, ErrorsListWhatExists) {
       {"bicache:depth=0:1/0:2", "twice"},
       {"bicache:depth=0:1/200:2", "expected ratios 0..100"},
       {"bicache:depth=0:1/", "expected ratio:depth"},
-      {"bicache:depth=1,refresh_steps=0", "expected a number >= 1"},
-      {"bicache:depth=1,refresh_steps=-3", "expected a number >= 1"},
-      {"bicache:depth=1,refresh_steps=99999999999", "expected a number >= 1"},
+      {"bicache:depth=1,refresh_steps=0", "expected an integer 1..999999999"},
+      {"bicache:depth=1,refresh_steps=-3", "expected an integer 1..999999999"},
+      {"bicache:depth=1,refresh_steps=99999999999", "expected an integer 1..999999999"},
       {"bicache:depth=1,splice=loose", "expected official or strict, got \"loose\""},
       {"bicache:depth=1,refresh=often", "expected steps, block or drift:LIMIT"},
       {"bicache:depth=1,refresh=drift", "expected steps, block or drift:LIMIT"},
@@ -169,7 +181,7 @@ TEST(Policies, ErrorsListWhatExists) {
       {"bicache:depth=1,refresh=drift:nan", "expected steps, block or drift:LIMIT"},
       {"bicache:depth=1,source=second", "expected alone or first_request, got \"second\""},
       {"bicache:depth=1,ratio=all", "expected request or prompt, got \"all\""},
-      {"bicache:depth=1,probe_rows=0", "expected a number >= 1"},
+      {"bicache:depth=1,probe_rows=0", "expected an integer 1..999999999"},
       {"bicache:depth=probe", "expected probe:TAU"},
       {"bicache:depth=probe:x", "expected probe:TAU"},
       {"bicache:depth=probe:1.5", "expected a similarity -1..1"},
@@ -181,8 +193,21 @@ TEST(Policies, ErrorsListWhatExists) {
       {"bicache:depth=hook:1", "expected a function"},
       {"naive:source=second", "expected alone or first_request, got \"second\""},
       {"none:depth=1", "expected settings none, got \"depth\""},
-      {"bicache:depth=1+naive", "both speak for the shared prefix"},
-      {"none+bicache:depth=1", "expected a policy for the shared prefix on the left"},
+      {"bicache:depth=1+naive", "both speak for the prefix"},
+      {"dllm_cache+fast_dllm", "25 and fast_dllm:mode=prefix, which both speak for all"},
+      {"none+none", "both speak for all"},
+      {"fast_dllm:mode=triple", "expected prefix or dual, got \"triple\""},
+      {"fast_dllm:refresh_steps=0",
+       "fast_dllm refresh_steps: expected none or an integer 1..999999999"},
+      {"fast_dllm:block_start=skip", "expected commit or fill"},
+      {"dllm_cache:prompt_interval_steps=0", "expected an integer 1..999999999"},
+      {"dllm_cache:gen_interval_steps=x", "expected an integer 1..999999999"},
+      {"dllm_cache:transfer_ratio=1.01", "expected a number 0..1, got \"1.01\""},
+      {"dllm_cache:transfer_ratio=-0.1", "expected a number 0..1"},
+      {"dllm_cache:transfer_ratio=nan", "expected a number 0..1"},
+      {"dllm_cache:transfer_ratio=.25x", "expected a number 0..1"},
+      {"dllm_cache:drift=slow", "expected last_step or since_recompute"},
+      {"dllm_cache:new_tokens=all", "expected compete or recompute"},
       {"bicache:depth=1+none+none", "at most two"},
   };
   for (const auto& [spec, fragment] : cases) {

@@ -20,6 +20,7 @@ struct TinyModel {
   int64_t dim = 32, heads = 4, kv_heads = 2, ffn = 40, vocab = 53, context = 128;
   bool qk_norm = false, shift = false;
   unsigned seed = 1;
+  int32_t eot = -1;  // end of turn; -1: none
   int32_t mask() const { return static_cast<int32_t>(vocab) - 1; }
 
   std::string config() const {
@@ -89,11 +90,12 @@ struct TinyModel {
   }
 
   std::shared_ptr<const Model> load(const Kernels& kernels = bicache::kernels(),
+                                    std::optional<DType> dtype = {},
                                     Backend backend = Backend::packed) const {
     std::string folder = (std::filesystem::temp_directory_path() / "bicache-tiny-XXXXXX").string();
     if (mkdtemp(folder.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     write(folder);
-    auto model = Model::load(folder, backend, std::nullopt, 1, -1, kernels);
+    auto model = Model::load(folder, backend, dtype, 1, eot, kernels);
     std::filesystem::remove_all(folder);
     return model;
   }

@@ -38,15 +38,30 @@ LayerCache::LayerCache(int layers, int64_t rows, int64_t kv_width, int64_t dim, 
     : layers_(layers), rows_(rows), kv_width_(kv_width) {
   kv_.init(kept.kv, layers, rows, 2 * kv_width);
   delta_.init(kept.delta, layers, rows, dim);
-  // A delta that is read before it was written shows up as NaN logits, which the sampler refuses.
-  std::fill_n(delta_.data.data(), delta_.data.size(), std::numeric_limits<float>::quiet_NaN());
+  value_.init(kept.value, layers, rows, kv_width);
+  // What is read before it was written shows up as NaN logits, which the sampler refuses.
+  for (Store* store : {&delta_, &value_})
+    std::fill_n(store->data.data(), store->data.size(), std::numeric_limits<float>::quiet_NaN());
   scratch_ = Buffer<float>(checked_mul(rows, 2 * kv_width, "cache"));
   own_.assign(static_cast<size_t>(checked_mul(layers, rows, "cache")), 0);
 }
 
 int64_t LayerCache::size_bytes() const {
-  return kv_.data.size_bytes() + delta_.data.size_bytes() + scratch_.size_bytes() +
-         static_cast<int64_t>(own_.size());
+  return kv_.data.size_bytes() + delta_.data.size_bytes() + value_.data.size_bytes() +
+         scratch_.size_bytes() + static_cast<int64_t>(own_.size());
+}
+
+int64_t LayerCache::size_bytes(int layers, int64_t rows, int64_t kv_width, int64_t dim,
+                               const Kept& kept) {
+  int64_t floats = rows * 2 * kv_width;
+  const auto add = [&](const std::vector<Kept::Part>& parts, int64_t width) {
+    for (const Kept::Part& part : parts)
+      floats += part.rows.size() * std::max(0, layers - part.first_layer) * width;
+  };
+  add(kept.kv, 2 * kv_width);
+  add(kept.delta, dim);
+  add(kept.value, kv_width);
+  return floats * static_cast<int64_t>(sizeof(float)) + layers * rows;
 }
 
 float* LayerCache::slot(int layer, int64_t row) {
@@ -66,8 +81,6 @@ void LayerCache::forget_prefix(int64_t p) {
     std::fill(begin, begin + p, 0);
   }
 }
-
-float* LayerCache::delta(int layer, int64_t row) { return delta_.find(layer, row); }
 
 bool LayerCache::borrows(int layer, int64_t p) const {
   const auto begin = own_.begin() + layer * rows_;

@@ -17,11 +17,13 @@ struct Kept {
     RowSet rows;
     int first_layer = 0;
   };
-  std::vector<Part> kv;     // disjoint rows
-  std::vector<Part> delta;  // disjoint rows
+  std::vector<Part> kv;          // disjoint rows
+  std::vector<Part> delta = {};  // disjoint rows
+  std::vector<Part> value = {};  // V as of a row's last recomputation; disjoint rows
 
   static Kept everything(int64_t rows) {
-    return {{{RowSet::span(0, rows), 0}}, {{RowSet::span(0, rows), 0}}};
+    const Part all{RowSet::span(0, rows), 0};
+    return {{all}, {all}, {all}};
   }
 };
 
@@ -33,6 +35,9 @@ class LayerCache {
 
   int64_t rows() const { return rows_; }
   int64_t size_bytes() const;
+  // Of a cache that was not made.
+  static int64_t size_bytes(int layers, int64_t rows, int64_t kv_width, int64_t dim,
+                            const Kept& kept);
 
   // Call once per layer and pass, before anything is written: forgets the rows of this layer that
   // are not kept.
@@ -50,7 +55,10 @@ class LayerCache {
   }
 
   // Where row `row` keeps its delta [E] of this layer; null where the policy does not keep it.
-  float* delta(int layer, int64_t row);
+  float* delta(int layer, int64_t row) { return delta_.find(layer, row); }
+  // Where row `row` keeps the V [G, D] of its last recomputation; null where the policy does not
+  // keep it.
+  float* recomputed_v(int layer, int64_t row) { return value_.find(layer, row); }
 
   // Whether some of rows [0, p) lend the prefix entry's K/V in this layer.
   bool borrows(int layer, int64_t p) const;
@@ -72,7 +80,7 @@ class LayerCache {
 
   int layers_ = 0;
   int64_t rows_ = 0, kv_width_ = 0;
-  Store kv_, delta_;
+  Store kv_, delta_, value_;
   Buffer<float> scratch_;     // [N, 2, G, D]: rows not kept, of the layer that runs
   std::vector<uint8_t> own_;  // [L, N]
 };

@@ -12,8 +12,8 @@
 //   4. attention  of the recomputed rows (fresh + chosen) over all N keys; a row that is not
 //   recomputed lends the K/V it last
 //                 wrote in this layer, or the prefix entry's.
-//   5. residual   recomputed: x = (x + attention) + FFN, delta = attention + FFN; other live rows:
-//   x += delta.
+//   5. residual   recomputed: delta = attention + FFN; all live rows: x += delta, the cached one
+//   where the row was not recomputed.
 // Observed rows run beside all this: they read what the other rows read and write nothing, so they
 // change nothing. What they would have written is compared with what is lent in their place.
 #pragma once
@@ -25,11 +25,16 @@
 
 namespace bicache {
 
-// Of `rows` (a subset of live - fresh) recompute the `count` whose V moved most since the last
-// pass: lowest cosine, all KV heads as one vector; ties: the lower row.
+// Since when V moved: since the last pass (dLLM-Cache), or since the row was last recomputed, so
+// that slow drift adds up.
+enum class Since : uint8_t { last_pass, recompute };
+
+// Of `rows` (a subset of live - fresh) recompute the `count` whose V moved most: lowest cosine, all
+// KV heads as one vector; ties: the lower row.
 struct Select {
   RowSet rows;
   int64_t count = 0;
+  Since since = Since::last_pass;
   bool operator==(const Select&) const = default;
 };
 

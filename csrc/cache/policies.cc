@@ -43,6 +43,34 @@ const std::vector<PolicyRow>& policy_table() {
         {"probe_rows", "8", "prefix rows that are observed, where something asks for it"}},
        "bicache:depth=1,refresh_steps=1,splice=strict",
        make_bicache},
+      {"fast_dllm",
+       "recompute the current block only, all rows at each block's start (arXiv 2505.22618)",
+       {{"mode", "prefix",
+         "what runs between: prefix (the block and all rows after it) or dual (the block alone)"},
+        {"refresh_steps", "none",
+         "steps after which all rows run again within a block: a number, or none"},
+        {"block_start", "commit",
+         "commit: the pass over all rows commits tokens, as in Fast-dLLM; fill: it only fills the "
+         "caches and the block runs once more, as in BiCache's engine"}},
+       "fast_dllm:refresh_steps=1",
+       make_fast_dllm},
+      {"dllm_cache",
+       "recompute the prompt rarely, and of the response only the rows whose V moved most (arXiv "
+       "2506.06295)",
+       {{"prompt_interval_steps", "50", "steps from one recomputation of the prompt to the next"},
+        {"gen_interval_steps", "7",
+         "steps from one recomputation of the whole response to the next"},
+        {"transfer_ratio", "0.25",
+         "share of the response rows that are recomputed in the steps between, 0..1"},
+        {"drift", "last_step",
+         "V has moved since: last_step, as published, or since_recompute (the row's last "
+         "recomputation, so that slow drift adds up)"},
+        {"new_tokens", "compete",
+         "rows of tokens that the step before committed: compete for being chosen, as published, "
+         "or "
+         "recompute (they are, besides the share: for steps that commit several tokens)"}},
+       "dllm_cache:prompt_interval_steps=1,gen_interval_steps=1",
+       make_dllm_cache},
   };
   return table;
 }
@@ -106,8 +134,11 @@ class Composed : public Policy {
  public:
   Composed(PolicyPtr prefix, PolicyPtr rest) : prefix_(std::move(prefix)), rest_(std::move(rest)) {}
 
+  const PolicyPtr& prefix() const { return prefix_; }
+  bool without_rest() const { return rest_->spec() == "none"; }
+
   std::string spec() const override {
-    return rest_->spec() == "none" ? prefix_->spec() : prefix_->spec() + "+" + rest_->spec();
+    return without_rest() ? prefix_->spec() : prefix_->spec() + "+" + rest_->spec();
   }
   void check(const RequestInfo& r) const override {
     prefix_->check(r);
@@ -125,6 +156,8 @@ class Composed : public Policy {
       kept.kv.push_back({part.rows.intersect(others), part.first_layer});
     for (const Kept::Part& part : rest.delta)
       kept.delta.push_back({part.rows.intersect(others), part.first_layer});
+    for (const Kept::Part& part : rest.value)
+      kept.value.push_back({part.rows.intersect(others), part.first_layer});
     return kept;
   }
 
@@ -152,15 +185,44 @@ class Composed : public Policy {
   PolicyPtr prefix_, rest_;
 };
 
+const Composed* as_composed(const PolicyPtr& policy) {
+  return dynamic_cast<const Composed*>(policy.get());
+}
+
+// make_policy() gives a prefix policy together with none for the other rows: without that.
+PolicyPtr bare(PolicyPtr policy) {
+  const Composed* composed = as_composed(policy);
+  return composed != nullptr && composed->without_rest() ? composed->prefix() : policy;
+}
+
 }  // namespace
 
-PolicyPtr compose(PolicyPtr prefix, PolicyPtr rest) {
-  require(prefix->prefix_only(),
-          "[cache] '+': expected a policy for the shared prefix on the left, got ", prefix->spec());
-  require(!rest->prefix_only(),
-          "[cache] '+': expected a policy for the other rows on the right, got ", rest->spec(),
-          "; both speak for the shared prefix");
-  return std::make_shared<Composed>(std::move(prefix), std::move(rest));
+PolicyPtr compose(PolicyPtr a, PolicyPtr b) {
+  a = bare(std::move(a));
+  b = bare(std::move(b));
+  if (b->prefix_only() && !a->prefix_only()) std::swap(a, b);
+  require(a->prefix_only() && !b->prefix_only() && as_composed(b) == nullptr,
+          "[cache] '+': expected a policy for the shared prefix rows (naive, bicache) and one for "
+          "the others (none, fast_dllm, dllm_cache), got ",
+          a->spec(), " and ", b->spec(),
+          a->prefix_only() ? ", which both speak for the prefix" : ", which both speak for all");
+  return std::make_shared<Composed>(std::move(a), std::move(b));
+}
+
+int64_t parse_count(const std::string& text, const char* name, const char* field,
+                    const char* others) {
+  require(!text.empty() && text.size() < 10 &&
+              text.find_first_not_of("0123456789") == std::string::npos && std::stoll(text) > 0,
+          "[cache] ", name, " ", field, ": expected ", others, "an integer 1..999999999, got \"",
+          text, "\"");
+  return std::stoll(text);
+}
+
+bool parse_choice(const std::string& text, const char* name, const char* field, const char* first,
+                  const char* second) {
+  require(text == first || text == second, "[cache] ", name, " ", field, ": expected ", first,
+          " or ", second, ", got \"", text, "\"");
+  return text == second;
 }
 
 std::optional<DepthChoice> settle(const Policy& policy, StepInfo& step) {
@@ -171,6 +233,14 @@ std::optional<DepthChoice> settle(const Policy& policy, StepInfo& step) {
     step.to_own.clear();
   }
   return choice;
+}
+
+StepPlan entry_plan(const EntryNeeds& needs, int layers, int64_t rows) {
+  int stop = needs.kv_layers;
+  for (const int l : needs.joins) stop = std::max(stop, l);
+  StepPlan plan = StepPlan::uniform(RowSet::span(0, rows), {});
+  if (stop < layers) plan.layers.push_back({stop, {}});
+  return plan;
 }
 
 PolicyPtr make_policy(const std::string& text, const DepthPtr& hook) {

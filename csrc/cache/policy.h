@@ -47,6 +47,10 @@ using PolicyPtr = std::shared_ptr<const Policy>;
 // Lifecycle step 4: asks, and notes the answer in `step`.
 std::optional<DepthChoice> settle(const Policy& policy, StepInfo& step);
 
+// The pass that makes a prefix entry, on a canvas of `rows` rows: everything recomputed, up to the
+// last layer the entry keeps something of.
+StepPlan entry_plan(const EntryNeeds& needs, int layers, int64_t rows);
+
 // One setting of a policy, and how it is described to users.
 struct PolicyField {
   const char* name;
@@ -70,13 +74,25 @@ const std::vector<PolicyRow>& policy_table();
 // what exists. `hook`: what "depth=hook" stands for.
 PolicyPtr make_policy(const std::string& text, const DepthPtr& hook = {});
 
-// `prefix` speaks for the shared prefix rows, `rest` for all others; the plan is the union, layer
-// by layer.
-PolicyPtr compose(PolicyPtr prefix, PolicyPtr rest);
+// One that speaks for the shared prefix rows and one that then speaks for all others, in either
+// order; the plan is the union, layer by layer. std::invalid_argument if both speak for the same
+// rows.
+PolicyPtr compose(PolicyPtr a, PolicyPtr b);
 
 // Makers of the table's rows, one file each.
 PolicyPtr make_none(const std::vector<std::string>& values, const DepthPtr& hook);
 PolicyPtr make_naive(const std::vector<std::string>& values, const DepthPtr& hook);
 PolicyPtr make_bicache(const std::vector<std::string>& values, const DepthPtr& hook);
+PolicyPtr make_fast_dllm(const std::vector<std::string>& values, const DepthPtr& hook);
+PolicyPtr make_dllm_cache(const std::vector<std::string>& values, const DepthPtr& hook);
+
+// For them: one setting `field` of policy `name`, from a cache string; std::invalid_argument says
+// what was expected.
+// An integer 1..999999999; `others`: what else the field takes, for the message ("none or ").
+int64_t parse_count(const std::string& text, const char* name, const char* field,
+                    const char* others = "");
+// True for `second`, false for `first`.
+bool parse_choice(const std::string& text, const char* name, const char* field, const char* first,
+                  const char* second);
 
 }  // namespace bicache

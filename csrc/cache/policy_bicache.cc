@@ -131,21 +131,6 @@ class BiCache : public Policy {
   Settings o_;
 };
 
-int64_t parse_count(const std::string& text, const char* field) {
-  require(!text.empty() && text.size() < 10 &&
-              text.find_first_not_of("0123456789") == std::string::npos && std::stoll(text) > 0,
-          "[cache] bicache ", field, ": expected a number >= 1, got \"", text, "\"");
-  return std::stoll(text);
-}
-
-// True for `second`, false for `first`.
-bool parse_choice(const std::string& text, const char* field, const char* first,
-                  const char* second) {
-  require(text == first || text == second, "[cache] bicache ", field, ": expected ", first, " or ",
-          second, ", got \"", text, "\"");
-  return text == second;
-}
-
 void parse_refresh(const std::string& text, Settings& o) {
   if (text == "steps") return;
   if (text == "block") {
@@ -165,15 +150,15 @@ void parse_refresh(const std::string& text, Settings& o) {
 
 PolicyPtr make_bicache(const std::vector<std::string>& values, const DepthPtr& hook) {
   Settings o;  // values: in the order of the policy table's fields
-  o.refresh_steps = parse_count(values[1], "refresh_steps");
+  o.refresh_steps = parse_count(values[1], "bicache", "refresh_steps");
   parse_refresh(values[3], o);
-  o.strict = parse_choice(values[2], "splice", "official", "strict");
-  o.source = parse_choice(values[4], "source", "alone", "first_request")
+  o.strict = parse_choice(values[2], "bicache", "splice", "official", "strict");
+  o.source = parse_choice(values[4], "bicache", "source", "alone", "first_request")
                  ? EntryNeeds::Source::first_request
                  : EntryNeeds::Source::alone;
-  o.ratio =
-      parse_choice(values[5], "ratio", "request", "prompt") ? RatioOf::prompt : RatioOf::request;
-  o.probe_rows = parse_count(values[6], "probe_rows");
+  o.ratio = parse_choice(values[5], "bicache", "ratio", "request", "prompt") ? RatioOf::prompt
+                                                                             : RatioOf::request;
+  o.probe_rows = parse_count(values[6], "bicache", "probe_rows");
   o.depth = parse_depth(values[0], o.ratio, hook, o.strict);
   return std::make_shared<BiCache>(std::move(o));
 }

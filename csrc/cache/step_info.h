@@ -41,8 +41,9 @@ struct StepInfo {
   int64_t step = 0;        // passes that committed so far, from the request's start, across blocks
   RowSpan block;           // current block: rows [begin, end)
   int64_t block_step = 0;  // the same, within this block
-  RowSet wanted;           // masked positions of this block
+  RowSet wanted;           // positions to choose from: the block's masks, or those drawn (origin)
   int repeat = 0;          // passes already made at this step (after a pass without logits)
+  RowSet committed;        // positions that the step before decided
   int64_t first_row =
       0;  // first row the policy speaks for: p when another one speaks for the shared prefix
 

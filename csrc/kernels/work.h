@@ -1,9 +1,11 @@
 // Work, counted where it is done: gemm() and attention() add what the shapes they execute cost.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace bicache {
 
@@ -25,6 +27,12 @@ struct Work {
     return *this;
   }
 };
+
+// sum += some, slot by slot; `sum` may be shorter.
+inline void add(std::vector<Work>& sum, const std::vector<Work>& some) {
+  sum.resize(std::max(sum.size(), some.size()));
+  for (size_t i = 0; i < some.size(); ++i) sum[i] += some[i];
+}
 
 // Consecutive rows of one product that belong to one request.
 struct Share {

@@ -65,7 +65,7 @@ void Forward::layer(int l) {
   }
   const auto fresh = static_cast<int64_t>(rows.size());
   project(l, rows, 0, true, true);
-  const RowRefs chosen = select(l);
+  const RowRefs chosen = select(l, fresh);
   project(l, chosen, fresh, false, true);
   record(l);
   rows.insert(rows.end(), chosen.begin(), chosen.end());
@@ -157,11 +157,10 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value, b
     heads(q, c_.heads, w.q_norm, row);
     heads(k, c_.kv_heads, w.k_norm, row);
     if (!keep) return;
-    std::memcpy(cache.k(l, row), k, static_cast<size_t>(kv_width) * sizeof(float));
-    if (with_value) {
-      std::memcpy(cache.v(l, row), ws_.v.data() + (at + i) * kv_width,
-                  static_cast<size_t>(kv_width) * sizeof(float));
-    }
+    const size_t size = static_cast<size_t>(kv_width) * sizeof(float);
+    std::memcpy(cache.k(l, row), k, size);
+    if (with_value) std::memcpy(cache.v(l, row), ws_.v.data() + (at + i) * kv_width, size);
+    if (float* v = cache.recomputed_v(l, row)) std::memcpy(v, cache.v(l, row), size);
     cache.wrote(l, row);
   });
   if (!keep) return;
@@ -189,7 +188,8 @@ void Forward::attend(int l, const RowRefs& rows, std::span<const int64_t> sectio
 }
 
 // Output projection, FFN and residual of the recomputed rows, the last `observed` of which are only
-// looked at.
+// looked at. A row takes the sum of both outputs in one step, so that a row which is not recomputed
+// gets the same bits from its delta.
 void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
   if (rows.empty()) return;
   const LayerWeights& w = model_.weights().layers[l];
@@ -197,8 +197,12 @@ void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
   const int64_t e = c_.dim, f = c_.ffn;
   multiply(w.attention_out, ws_.mixed, ws_.attention, 0, rows, l, Op::attention_out);
   show(l, "attention", ws_.attention.data(), n - observed, e);
-  for_rows(n, e, [&](int64_t i) { k_.add(residual(rows[i]), ws_.attention.data() + i * e, e); });
-  norm(rows, w.ffn_norm, 0);
+  for_rows(n, e, [&](int64_t i) {
+    float* y = ws_.ffn.data() + i * e;  // x + attention
+    std::memcpy(y, residual(rows[i]), static_cast<size_t>(e) * sizeof(float));
+    k_.add(y, ws_.attention.data() + i * e, e);
+    k_.rms_norm(y, w.ffn_norm.data(), c_.norm_eps, e, ws_.normed.data() + i * e);
+  });
   multiply(w.gate, ws_.normed, ws_.gate, 0, rows, l, Op::gate);
   multiply(w.up, ws_.normed, ws_.up, 0, rows, l, Op::up);
   for_rows(n, f,
@@ -206,14 +210,12 @@ void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
   multiply(w.down, ws_.gate, ws_.ffn, 0, rows, l, Op::down);
   show(l, "ffn", ws_.ffn.data(), n - observed, e);
   for_rows(n, e, [&](int64_t i) {
-    const float* ffn = ws_.ffn.data() + i * e;
-    float* attention = ws_.attention.data() + i * e;
-    k_.add(residual(rows[i]), ffn, e);
+    float* step = ws_.attention.data() + i * e;
+    k_.add(step, ws_.ffn.data() + i * e, e);
+    k_.add(residual(rows[i]), step, e);
     if (i >= n - observed) return;
-    if (float* delta = request(rows[i].pass).cache.delta(l, rows[i].row)) {
-      k_.add(attention, ffn, e);
-      std::memcpy(delta, attention, static_cast<size_t>(e) * sizeof(float));
-    }
+    if (float* delta = request(rows[i].pass).cache.delta(l, rows[i].row))
+      std::memcpy(delta, step, static_cast<size_t>(e) * sizeof(float));
   });
 }
 

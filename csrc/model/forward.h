@@ -3,7 +3,7 @@
 // Rows that run now are gathered into compact matrices [R, ..] (fresh rows of all requests first,
 // then the rows that select chose, then the observed ones), so that every product is one GEMM over
 // all requests; the residual stays in place, [N, E] per request, that of the j-th observed row at
-// N + j.
+// N + j. The candidates of select stand behind the fresh rows until the choice is made.
 #pragma once
 
 #include <span>
@@ -50,9 +50,8 @@ class Forward {
   void layer(int l);
   void join(int l);
   void project(int l, const RowRefs& rows, int64_t at, bool with_value, bool keep);
-  RowRefs select(int l);
-  std::vector<int64_t> choose(int l, int64_t pass, const std::vector<int64_t>& rows, int64_t at,
-                              int64_t count);
+  RowRefs select(int l, int64_t at);
+  RowRefs choose(int l, const RowRefs& rows, int64_t at, const Select& select);
   void record(int l);
   void start_observed(int64_t pass, int l);
   RowRefs observed(int l) const;

@@ -37,49 +37,62 @@ RowRefs Forward::observed(int l) const {
   return rows;
 }
 
-// V of every candidate overwrites the cached V; returns the rows whose V moved most.
-RowRefs Forward::select(int l) {
-  const LayerWeights& w = model_.weights().layers[l];
-  RowRefs chosen;
+// V of every candidate (compact rows from `at` on) overwrites the cached V; returns the rows whose
+// V moved most.
+RowRefs Forward::select(int l, int64_t at) {
+  RowRefs candidates;
   for (int64_t b = 0; b < static_cast<int64_t>(batch_.size()); ++b) {
-    std::vector<int64_t> picks;
+    for (const Select& s : plan(b, l).select)
+      s.rows.for_each([&](int64_t row) { candidates.push_back({b, row}); });
+  }
+  if (candidates.empty()) return {};
+  const LayerWeights& w = model_.weights().layers[l];
+  norm(candidates, w.attention_norm, at);
+  multiply(w.v, ws_.normed, ws_.v, at, candidates, l, Op::v);
+
+  RowRefs chosen;
+  auto begin = candidates.begin();
+  for (int64_t b = 0; b < static_cast<int64_t>(batch_.size()); ++b) {
+    const auto first = static_cast<int64_t>(chosen.size());
     for (const Select& s : plan(b, l).select) {
-      if (s.rows.empty()) continue;
-      RowRefs rows;
-      s.rows.for_each([&](int64_t row) { rows.push_back({b, row}); });
-      const int64_t at = total_ - static_cast<int64_t>(rows.size());  // behind the fresh rows
-      norm(rows, w.attention_norm, at);
-      multiply(w.v, ws_.normed, ws_.v, at, rows, l, Op::v);
-      const auto some = choose(l, b, s.rows.list(), at, s.count);
-      picks.insert(picks.end(), some.begin(), some.end());
+      const auto end = begin + s.rows.size();
+      const RowRefs some = choose(l, {begin, end}, at + (begin - candidates.begin()), s);
+      chosen.insert(chosen.end(), some.begin(), some.end());
+      begin = end;
     }
-    std::sort(picks.begin(), picks.end());
-    for (const int64_t row : picks) chosen.push_back({b, row});
+    std::sort(chosen.begin() + first, chosen.end(),
+              [](const RowRef& x, const RowRef& y) { return x.row < y.row; });
   }
   return chosen;
 }
 
-// The `count` of `rows` with the lowest cosine between their new V (compact rows from `at`) and the
-// cached one.
-std::vector<int64_t> Forward::choose(int l, int64_t pass, const std::vector<int64_t>& rows,
-                                     int64_t at, int64_t count) {
+// The select.count of `rows` (of one request) with the lowest cosine between their new V (compact
+// rows from `at`) and the one they are compared with.
+RowRefs Forward::choose(int l, const RowRefs& rows, int64_t at, const Select& select) {
+  if (rows.empty()) return {};
   const int64_t width = c_.kv_width();
-  LayerCache& cache = request(pass).cache;
-  std::vector<std::pair<float, int64_t>> order(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    require(cache.own(l, rows[i]), "[plan] layer ", l,
-            " select: expected rows with a cached V, got row ", rows[i]);
-    const float* fresh = ws_.v.data() + (at + static_cast<int64_t>(i)) * width;
-    float* cached = cache.v(l, rows[i]);
-    const float norms =
-        std::sqrt(k_.dot(fresh, fresh, width)) * std::sqrt(k_.dot(cached, cached, width));
-    const float cosine = k_.dot(fresh, cached, width) / std::max(norms, 1e-8f);
-    order[i] = {std::isnan(cosine) ? -2.0f : cosine, rows[i]};  // NaN: recomputed first
-    std::memcpy(cached, fresh, static_cast<size_t>(width) * sizeof(float));
+  LayerCache& cache = request(rows[0].pass).cache;
+  const auto past = [&](int64_t row) {
+    return select.since == Since::recompute ? cache.recomputed_v(l, row) : cache.v(l, row);
+  };
+  for (const RowRef& r : rows) {
+    require(cache.own(l, r.row) && past(r.row) != nullptr, "[plan] layer ", l,
+            " select: expected rows with a cached V, got row ", r.row);
   }
+  std::vector<std::pair<double, int64_t>> order(rows.size());
+  for_rows(static_cast<int64_t>(rows.size()), 4 * width, [&](int64_t i) {
+    const int64_t row = rows[i].row;
+    const float *fresh = ws_.v.data() + (at + i) * width, *old = past(row);
+    // As products in double, so that a V that did not move has a cosine of exactly 1.
+    const double norms = std::sqrt(static_cast<double>(k_.dot(fresh, fresh, width)) *
+                                   static_cast<double>(k_.dot(old, old, width)));
+    const double cosine = k_.dot(fresh, old, width) / std::max(norms, 1e-16);
+    order[i] = {std::isnan(cosine) ? -2.0 : cosine, row};  // NaN: recomputed first
+    std::memcpy(cache.v(l, row), fresh, static_cast<size_t>(width) * sizeof(float));
+  });
   std::sort(order.begin(), order.end());
-  std::vector<int64_t> chosen;
-  for (int64_t i = 0; i < count; ++i) chosen.push_back(order[i].second);
+  RowRefs chosen;
+  for (int64_t i = 0; i < select.count; ++i) chosen.push_back({rows[0].pass, order[i].second});
   return chosen;
 }
 
