@@ -54,13 +54,27 @@ inline std::vector<Request> crowd(const TinyModel& t) {
                                           "bicache:depth=0:1/50:3,refresh_steps=2",
                                           "bicache:depth=probe:0.9,refresh_steps=2",
                                           "bicache:depth=1,refresh=drift:0.02,probe_rows=3",
-                                          "naive:source=first_request"};
-  for (unsigned i = 0; i < 24; ++i) {
+                                          "naive:source=first_request",
+                                          "dllm_cache:gen_interval_steps=3,transfer_ratio=0.4",
+                                          "fast_dllm:mode=dual,block_start=fill",
+                                          "bicache:depth=2,refresh_steps=3+dllm_cache:"
+                                          "prompt_interval_steps=2,drift=since_recompute",
+                                          "bicache:depth=1+fast_dllm:mode=prefix"};
+  for (unsigned i = 0; i < 36; ++i) {
     requests.push_back(
         request(t, specs[i % specs.size()], 9 + 5 * (i % 4), 1 + i % 7, 1 + i % 9, i));
     requests.back().options.temperature = i % 3 == 0 ? 0.8 : 0.0;
-    requests.back().options.remasking = i % 5 == 0 ? "random" : "low_confidence";
-    requests.back().options.seed = i;
+    GenerationOptions& o = requests.back().options;
+    const char* rules[] = {"random",       "low_confidence", "low_confidence", "origin",
+                           "maskgit_plus", "topk_margin",    "entropy"};
+    o.remasking = rules[i % 7];
+    o.seed = i;
+    if (i % 7 == 1) o.threshold = 0.1;
+    if (i % 7 == 2) o.factor = 2;
+    if (i % 7 == 4) o.alg_temp = 0.5;
+    if (i % 11 == 3) o.cfg_scale = 0.7;
+    if (i % 5 == 2) o.top_p = 0.8;
+    if (i % 5 == 3) o.top_k = 7;
   }
   return requests;
 }

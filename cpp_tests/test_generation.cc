@@ -232,8 +232,42 @@ TEST(Generation, BadRequestsAreRefusedBeforeAnythingRuns) {
       {[](Request& r) { r.options.temperature = -0.5; }, "temperature"},
       {[](Request& r) { r.options.temperature = INFINITY; }, "temperature"},
       {[](Request& r) { r.options.remasking = "high"; },
-       "remasking: expected low_confidence or random, got \"high\""},
+       "remasking: expected one of low_confidence|random|origin|maskgit_plus|topk_margin|entropy, "
+       "got \"high\""},
       {[](Request& r) { r.options.seed = -1; }, "seed"},
+      {[](Request& r) { r.options.remasking = "origin|entropy"; }, "remasking: expected one of"},
+      {[](Request& r) { r.options.threshold = 1.5; }, "threshold: expected 0..1, got 1.5"},
+      {[](Request& r) { r.options.threshold = .9, r.options.factor = 1; },
+       "factor: expected without threshold"},
+      {[](Request& r) { r.options.factor = -1; }, "factor: expected a finite number >= 0, got -1"},
+      {[](Request& r) { r.options.threshold = .9, r.options.remasking = "random"; },
+       "threshold: expected with remasking low_confidence, maskgit_plus or topk_margin"},
+      {[](Request& r) { r.options.factor = 1, r.options.remasking = "entropy"; },
+       "factor: expected"},
+      {[](Request& r) {
+         r.options.threshold = .9, r.options.remasking = "maskgit_plus", r.options.alg_temp = 1;
+       },
+       "without alg_temp, got maskgit_plus with alg_temp"},
+      {[](Request& r) { r.options.alg_temp = 1; },
+       "alg_temp: expected with remasking maskgit_plus, topk_margin or entropy, got "
+       "low_confidence"},
+      {[](Request& r) { r.options.top_p = 0; }, "top_p: expected above 0 and up to 1, got 0"},
+      {[](Request& r) { r.options.top_p = NAN; }, "top_p"},
+      {[](Request& r) { r.options.top_k = 0; }, "top_k: expected >= 1, got 0"},
+      {[](Request& r) { r.options.cfg_scale = -1; }, "cfg_scale: expected a finite number >= 0"},
+      {[](Request& r) { r.options.suppress_tokens = {1, 53}; },
+       "suppress_tokens: expected ids of 0..52, got 53"},
+      {[](Request& r) {
+         for (int64_t v = 0; v < 53; ++v) r.options.suppress_tokens.push_back(v);
+       },
+       "suppress_tokens: expected some ids left, got all 53"},
+      {[](Request& r) {
+         for (int64_t v = 1; v < 53; ++v) r.options.suppress_tokens.push_back(v);
+         r.options.logits_eos_inf = true;
+       },
+       "suppress_tokens: expected some ids left, got all 53 with logits_eos_inf"},
+      {[](Request& r) { r.options.confidence_eos_eot_inf = true, r.options.remasking = "entropy"; },
+       "confidence_eos_eot_inf: expected with remasking low_confidence or random, got entropy"},
       {[](Request& r) { r.policy = make_policy("bicache:depth=9"); }, "depth: expected 0..4"},
   };
   for (const auto& [change, fragment] : cases) {
@@ -257,6 +291,93 @@ TEST(Generation, BadRequestsAreRefusedBeforeAnythingRuns) {
   EXPECT_THROW(Engine(t.load(), 0, 0), std::invalid_argument);
 }
 
+// An end token with no mask before it ends the request; the text is the same.
+TEST(Generation, EarlyStopGivesTheSameText) {
+  TinyModel t;
+  t.vocab = 7;  // end-of-text comes soon
+  const auto model = t.load();
+  int stopped = 0;
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Request r = request(t, "bicache:depth=1+fast_dllm", 9, 3, 16, seed);
+    r.options.temperature = 2;
+    r.options.seed = seed;
+    const Result whole = generate(engine(model), {r})[0];
+    r.options.early_stop = true;
+    const Result early = generate(engine(model), {r})[0];
+    const auto end = std::find(whole.tokens.begin(), whole.tokens.end(), 0) - whole.tokens.begin();
+    EXPECT_TRUE(std::equal(whole.tokens.begin(), whole.tokens.begin() + std::min<int64_t>(end, 16),
+                           early.tokens.begin()));
+    EXPECT_EQ(early.finish_reason, whole.finish_reason);
+    EXPECT_LE(early.stats.steps, whole.stats.steps);
+    if (early.stats.steps == whole.stats.steps) continue;
+    ++stopped;
+    for (int64_t i = end; i < 16; ++i) {
+      EXPECT_TRUE(!std::isnan(early.confidences[i]) || early.tokens[i] == 0);
+    }
+  }
+  EXPECT_GT(stopped, 5);
+}
+
+// The unconditional branch is a request of its own whose prompt is masked; at scale s the logits
+// are un + (s + 1) (cond - un), step by step, with and without caches.
+TEST(Generation, GuidanceCombinesTwoRequests) {
+  TinyModel t;
+  const auto model = t.load();
+  for (const std::string spec : {"none", "bicache:depth=2,refresh_steps=2+dllm_cache"}) {
+    Request r = request(t, spec, 9, 3, 4, 1);
+    r.options.block_length = 4;
+    r.options.steps = 1;  // one pass: what is read is what is committed
+    r.options.cfg_scale = 1.5;
+    const Result got = generate(engine(model), {r})[0];
+    std::vector<int32_t> cond = r.prompt;
+    cond.resize(16, t.mask());
+    const std::vector<int32_t> un(16, t.mask());
+    const auto e = engine(model);
+    const auto a = e->forward(cond, {12, 13, 14, 15}), b = e->forward(un, {12, 13, 14, 15});
+    if (spec != "none") continue;  // BiCache's first pass is not the full one
+    for (int64_t i = 0; i < 4; ++i) {
+      int best = 0;
+      const auto logit = [&](int64_t v) {
+        const float x = a[i * t.vocab + v], y = b[i * t.vocab + v];
+        return y + 2.5f * (x - y);
+      };
+      for (int v = 1; v < t.vocab; ++v) best = logit(v) > logit(best) ? v : best;
+      EXPECT_EQ(got.tokens[i], best) << i;
+    }
+    r.options.cfg_scale = 0;
+    const Result plain = generate(engine(model), {r})[0];
+    EXPECT_NE(plain.tokens, got.tokens);
+    EXPECT_EQ(2 * plain.stats.work[0].flops, got.stats.work[0].flops);
+    EXPECT_EQ(2 * plain.stats.cache_bytes, got.stats.cache_bytes);
+  }
+}
+
+// un + (s + 1) (cond - un) in float32, as published: s + 1 is rounded once. A scale beyond float32
+// makes no NaN.
+TEST(Generation, GuidanceRoundsItsFactorOnce) {
+  TinyModel t;
+  const auto e = engine(t.load());
+  Request r = request(t, "none", 0, 3, 1, 1);
+  std::vector<int32_t> cond = r.prompt;
+  cond.push_back(t.mask());
+  const auto a = e->forward(cond, {3}), b = e->forward(std::vector<int32_t>(4, t.mask()), {3});
+  const auto confidence = [&](float factor) {
+    std::vector<float> x(a.size());
+    for (size_t v = 0; v < x.size(); ++v) x[v] = b[v] + factor * (a[v] - b[v]);
+    return static_cast<float>(1 / kernels().row_stats(x.data(), t.vocab).sum_exp);
+  };
+  int differ = 0;
+  for (const double scale : {0.18, 0.32, 0.43, 0.57, 0.67, 0.82}) {
+    r.options.cfg_scale = scale;
+    const float want = confidence(static_cast<float>(scale + 1));
+    EXPECT_EQ(generate(e, {r})[0].confidences[0], want) << scale;
+    differ += want != confidence(static_cast<float>(scale) + 1);
+  }
+  EXPECT_GT(differ, 0);
+  r.options.cfg_scale = 1e300;
+  EXPECT_NO_THROW(generate(e, {r}));
+}
+
 TEST(Generation, NothingToDo) {
   TinyModel t;
   Generation g(engine(t.load()), {}, 4096);
@@ -265,36 +386,27 @@ TEST(Generation, NothingToDo) {
   EXPECT_TRUE(g.results().empty());
 }
 
-// The quota of LLaDA's get_num_transfer_tokens, by hand.
-TEST(Sampler, Quota) {
-  GenerationOptions o;
-  o.gen_length = 12;
-  o.steps = 5;
-  o.block_length = 12;
-  o.resolve();
-  const Sampler s(ModelConfig{}, o);
-  std::vector<int64_t> counts;
-  for (int64_t i = 0; i < 5; ++i) counts.push_back(s.quota(12, i));
-  EXPECT_EQ(counts, (std::vector<int64_t>{3, 3, 2, 2, 2}));
-}
-
-TEST(Sampler, TiesGoToTheLowerPositionAndNanIsRefused) {
-  ModelConfig c;
-  c.vocab = 4;
-  GenerationOptions o;
-  o.gen_length = 3;
-  o.resolve();
-  const Sampler s(c, o);
-  std::vector<float> logits = {0, 1, 1, 0, 0, 1, 1, 0, 0, 5, 0, 0};
-  auto commits = s.sample(kernels(), {logits.data(), 3, 4}, {10, 11, 12}, 0, 2, 1);
-  ASSERT_EQ(commits.size(), 2u);
-  EXPECT_EQ(commits[0].position, 12);
-  EXPECT_EQ(commits[1].position, 10);  // 10 and 11 tie
-  EXPECT_EQ(commits[1].token, 1);      // tokens 1 and 2 tie
-  std::vector<float> banned(4, -INFINITY);
-  EXPECT_EQ(s.sample(kernels(), {banned.data(), 1, 4}, {5}, 0, 1, 1)[0].confidence, 0.0f);
-  std::vector<float> nan = {0, NAN, 0, 0};
-  EXPECT_THROW(s.sample(kernels(), {nan.data(), 1, 4}, {5}, 3, 1, 1), std::runtime_error);
+// End of turn ends a text as end of text does.
+TEST(Generation, AnEndOfTurnTokenIsAnEnd) {
+  TinyModel t;
+  t.vocab = 7;
+  t.eot = 3;
+  const auto model = t.load();
+  int turns = 0;
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Request r = request(t, "none", 0, 3, 8, seed);
+    r.options.temperature = 2;
+    r.options.seed = seed;
+    r.options.suppress_tokens = {0};
+    for (const bool early : {false, true}) {
+      r.options.early_stop = early;
+      const Result got = generate(engine(model), {r})[0];
+      const bool ended = std::find(got.tokens.begin(), got.tokens.end(), 3) != got.tokens.end();
+      EXPECT_EQ(got.finish_reason, ended ? "eos" : "length") << seed << " " << early;
+      turns += ended;
+    }
+  }
+  EXPECT_GT(turns, 0);
 }
 
 }  // namespace

@@ -115,7 +115,7 @@ PrefixStore::Entry Engine::prefix_entry(EntryNeeds needs, const RequestInfo& inf
   const std::span<const int32_t> prefix(canvas.data(), static_cast<size_t>(info.p));
   const PrefixKey key{prefix, needs.source, salt};
   PrefixStore::Entry found = store_.find(key, needs);
-  stats.prefix_hit = found != nullptr;
+  stats.prefix_hit = stats.prefix_hit.value_or(true) && found != nullptr;
   if (found) return found;
 
   // Miss: this same forward, everything recomputed, on the prefix alone (or on the first request's
@@ -129,15 +129,11 @@ PrefixStore::Entry Engine::prefix_entry(EntryNeeds needs, const RequestInfo& inf
   const bool alone = needs.source == EntryNeeds::Source::alone;
   RequestState r = model_->make_request(
       alone ? std::vector<int32_t>(prefix.begin(), prefix.end()) : canvas, 0, {});
-  const RowSet rows = RowSet::span(0, r.n());
-  int stop = needs.kv_layers;
-  for (const int l : needs.joins) stop = std::max(stop, l);
-  StepPlan plan = StepPlan::uniform(rows, {});
-  if (stop < info.layers) plan.layers.push_back({stop, {}});
+  const StepPlan plan = entry_plan(needs, info.layers, r.n());
   auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs, prefix_dtype_);
   Pass pass{&r, &plan, entry.get(), {}};
   model_->forward({&pass, 1}, workspace_, threads_, tap_);
-  stats.entry_work = std::move(r.work);
+  add(stats.entry_work, r.work);
   store_.insert(key, entry);
   return entry;
 }

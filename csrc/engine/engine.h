@@ -17,6 +17,7 @@
 #include "cache/prefix_file.h"
 #include "cache/prefix_store.h"
 #include "engine/options.h"
+#include "engine/progress.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 
@@ -40,7 +41,8 @@ struct StepEvent {
 };
 
 struct RequestStats {
-  std::vector<Work> work;          // [L + 1]: every pass of the request; the last: the head
+  std::vector<Work> work;  // [L + 1]: every pass of the request, unconditional ones too; the last:
+                           // the head
   std::vector<Work> entry_work;    // [L + 1]: making the prefix entry, where this request had to
   std::optional<bool> prefix_hit;  // none: its policy reads no prefix entry
   int64_t prefix_tokens = 0;       // p
@@ -136,23 +138,33 @@ class Generation {
   std::vector<Result> results() const;
 
  private:
+  // A canvas with its caches, and what the policy has measured on it: the request's own, and, with
+  // cfg_scale, one whose prompt is masked.
+  struct Branch {
+    RequestState state;
+    StepInfo at;  // the next step; its progress is that of the request
+  };
   struct Active {
     size_t index = 0;
     RequestInfo info;
-    RequestState state;
+    std::vector<Branch> branches;  // empty: it has ended
+    Progress progress;
     std::vector<float> confidences;  // [g]
     RequestStats stats;
-    StepInfo at;              // the next step
-    int64_t block_masks = 0;  // masks of the block when it began
     std::chrono::steady_clock::time_point begin;
+
+    std::vector<int32_t>& canvas() { return branches[0].state.tokens; }
   };
 
   void check(size_t index);
   RequestInfo info(const Request& request) const;
   void admit();
   std::unique_ptr<Active> start(size_t index);
-  bool next_block(Active& a) const;
+  Branch branch(const Request& request, Active& a, std::vector<int32_t> canvas);
+  StepPlan plan(Active& a, Branch& branch);
+  bool advance(Active& a);
   void commit(Active& a, const StepPlan& plan, View<float> logits, std::vector<StepEvent>& events);
+  bool complete(const Active& a) const;
   void finish(Active& a, const char* reason);
   void sweep();
 

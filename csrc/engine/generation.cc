@@ -8,7 +8,19 @@
 namespace bicache {
 namespace {
 
-constexpr int kMaxRepeats = 8;  // passes without logits a policy may ask for at one step
+// Classifier-free guidance, into the conditional logits: un + (scale + 1) (cond - un).
+void guide(const Pass& cond, const Pass& un, double scale) {
+  require(cond.plan->logits == un.plan->logits,
+          "[plan] logits: expected the same positions with and without the prompt (",
+          cond.plan->logits.str(), "), got ", un.plan->logits.str());
+  constexpr double kMax = std::numeric_limits<float>::max();
+  const auto factor = static_cast<float>(std::min(scale + 1, kMax));
+  for (int64_t i = 0; i < cond.logits.rows; ++i) {
+    float* x = cond.logits.row(i);
+    const float* y = un.logits.row(i);
+    for (int64_t v = 0; v < cond.logits.cols; ++v) x[v] = y[v] + factor * (x[v] - y[v]);
+  }
+}
 
 }  // namespace
 
@@ -40,6 +52,21 @@ void Generation::check(size_t index) {
       require(0 <= r.prompt[i] && r.prompt[i] < c.embeddings, "[generate] prompt token ", i,
               ": expected an id of 0..", c.embeddings - 1, ", got ", r.prompt[i]);
     }
+    std::vector<bool> banned(static_cast<size_t>(c.vocab));
+    for (const int64_t token : r.options.suppress_tokens) {
+      require(0 <= token && token < c.vocab, "[generate] suppress_tokens: expected ids of 0..",
+              c.vocab - 1, ", got ", token);
+      banned[token] = true;
+    }
+    if (r.options.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.vocab)
+      banned[c.eos_token_id] = true;
+    require(std::find(banned.begin(), banned.end(), false) != banned.end(),
+            "[generate] suppress_tokens: expected some ids left, got all ", c.vocab,
+            r.options.logits_eos_inf ? " with logits_eos_inf" : "");
+    require(
+        !r.options.early_stop || c.eos_token_id >= 0 || c.eot_token_id >= 0,
+        "[generate] early_stop: expected a model with an end-of-text or end-of-turn token, got one "
+        "without");
     require(
         !r.options.logits_eos_inf || c.eos_token_id >= 0,
         "[generate] logits_eos_inf: expected a model with an end-of-text token, got one without");
@@ -72,7 +99,6 @@ RequestInfo Generation::info(const Request& r) const {
 
 std::unique_ptr<Generation::Active> Generation::start(size_t index) {
   Request& r = requests_[index];
-  const Model& model = engine_->model();
   auto a = std::make_unique<Active>();
   a->begin = std::chrono::steady_clock::now();
   a->index = index;
@@ -80,55 +106,69 @@ std::unique_ptr<Generation::Active> Generation::start(size_t index) {
     r.prefix = engine_->discover(r);
   }
   a->info = info(r);
+  const int32_t mask = engine_->model().config().mask_token_id;
   std::vector<int32_t> canvas = r.prompt;
-  canvas.resize(static_cast<size_t>(a->info.n()), model.config().mask_token_id);
-  std::shared_ptr<const PrefixEntry> entry;
-  if (!cancelled_[index])
-    entry = engine_->prefix_entry(r.policy->needs(a->info), a->info, canvas, r.salt, a->stats);
-  a->state = model.make_request(std::move(canvas), a->info.p, r.policy->kept(a->info));
-  a->state.entry = std::move(entry);
+  canvas.resize(static_cast<size_t>(a->info.n()), mask);
   a->stats.prefix_tokens = a->info.p;
-  a->stats.cache_bytes = a->state.cache.size_bytes();
+  a->branches.push_back(branch(r, *a, canvas));
+  if (r.options.cfg_scale > 0) {
+    std::fill(canvas.begin(), canvas.end(), mask);
+    a->branches.push_back(branch(r, *a, canvas));
+  }
   a->confidences.assign(static_cast<size_t>(a->info.g), std::numeric_limits<float>::quiet_NaN());
-  a->at.request = a->info;
-  const int64_t first = a->info.p + a->info.u;
-  a->at.block = {first, first + *r.options.block_length};
-  next_block(*a);
+  a->progress = Progress(a->info, r.options);
+  advance(*a);
   return a;
+}
+
+Generation::Branch Generation::branch(const Request& r, Active& a, std::vector<int32_t> canvas) {
+  std::shared_ptr<const PrefixEntry> entry;
+  if (!cancelled_[a.index])
+    entry = engine_->prefix_entry(r.policy->needs(a.info), a.info, canvas, r.salt, a.stats);
+  Branch b{engine_->model().make_request(std::move(canvas), a.info.p, r.policy->kept(a.info)), {}};
+  b.state.entry = std::move(entry);
+  b.at.request = a.info;
+  a.stats.cache_bytes += b.state.cache.size_bytes();
+  return b;
 }
 
 void Generation::admit() {
   int64_t rows = 0;
-  for (const auto& a : active_) rows += a->state.n();
+  for (const auto& a : active_)
+    for (const Branch& b : a->branches) rows += b.state.n();
   while (next_ < requests_.size()) {
     const Request& r = requests_[next_];
-    const int64_t n = static_cast<int64_t>(r.prompt.size()) + r.options.gen_length;
+    const int64_t n = (static_cast<int64_t>(r.prompt.size()) + r.options.gen_length) *
+                      (r.options.cfg_scale > 0 ? 2 : 1);
     if (!active_.empty() && rows + n > batch_rows_) return;
     rows += n;
     active_.push_back(start(next_++));
   }
 }
 
-// Moves to the first block with masks and steps left and sets `wanted`; false if there is none. A
-// block without masks is left before anything runs for it; one whose steps are used up is left as
-// it is, as in the reference.
-bool Generation::next_block(Active& a) const {
+// To the next step that commits something; false if there is none.
+bool Generation::advance(Active& a) {
+  const ModelConfig& c = engine_->model().config();
   const GenerationOptions& o = requests_[a.index].options;
-  const int32_t mask = engine_->model().config().mask_token_id;
-  for (;;) {
-    std::vector<int64_t> masked;
-    for (int64_t i = a.at.block.begin; i < a.at.block.end; ++i) {
-      if (a.state.tokens[i] == mask) masked.push_back(i);
-    }
-    if (a.at.block_step == 0) a.block_masks = static_cast<int64_t>(masked.size());
-    if (!masked.empty() && a.at.block_step < o.steps_per_block()) {
-      a.at.wanted = RowSet::of(std::move(masked));
-      return true;
-    }
-    if (a.at.block.end == a.info.n()) return false;
-    a.at.block = {a.at.block.end, a.at.block.end + *o.block_length};
-    a.at.block_step = 0;
+  if (!a.progress.advance(Sampler(c, o), a.canvas(), c.mask_token_id)) return false;
+  for (Branch& b : a.branches) a.progress.show(b.at);
+  return true;
+}
+
+StepPlan Generation::plan(Active& a, Branch& branch) {
+  const Policy& policy = *requests_[a.index].policy;
+  const auto choice = settle(policy, branch.at);
+  if (choice && a.info.p > 0 && &branch == a.branches.data()) {
+    a.stats.depth = choice->depth;
+    a.stats.depth_reason = choice->why;
+    a.stats.depths.push_back(choice->depth);
   }
+  StepPlan plan = policy.plan(branch.at);
+  require(branch.at.wanted.contains(plan.logits),
+          "[plan] logits: expected masked positions of the "
+          "block (",
+          branch.at.wanted.str(), "), got ", plan.logits.str());
+  return plan;
 }
 
 std::vector<StepEvent> Generation::step() {
@@ -141,30 +181,25 @@ std::vector<StepEvent> Generation::step() {
   }
   sweep();
   std::vector<StepPlan> plans;
-  plans.reserve(active_.size());
+  for (auto& a : active_)
+    for (Branch& b : a->branches) plans.push_back(plan(*a, b));
   std::vector<Pass> batch;
-  for (auto& a : active_) {
-    const Policy& policy = *requests_[a->index].policy;
-    if (const auto choice = settle(policy, a->at); choice && a->info.p > 0) {
-      a->stats.depth = choice->depth;
-      a->stats.depth_reason = choice->why;
-      a->stats.depths.push_back(choice->depth);
-    }
-    plans.push_back(policy.plan(a->at));
-    require(a->at.wanted.contains(plans.back().logits),
-            "[plan] logits: expected masked positions of the block (", a->at.wanted.str(),
-            "), got ", plans.back().logits.str());
-    batch.push_back({&a->state, &plans.back(), nullptr, {}});
-  }
+  for (auto& a : active_)
+    for (Branch& b : a->branches) batch.push_back({&b.state, &plans[batch.size()], nullptr, {}});
   std::vector<StepEvent> events;
   if (!batch.empty())
     engine_->model_->forward(batch, engine_->workspace_, engine_->threads_, engine_->tap_);
-  for (size_t i = 0; i < batch.size(); ++i) {
-    Active& a = *active_[i];
-    if (!batch[i].similarity.empty())
-      (plans[i].observe.to_entry ? a.at.to_entry : a.at.to_own) = std::move(batch[i].similarity);
-    commit(a, plans[i], batch[i].logits, events);
-    if (!next_block(a)) finish(a, "length");
+  auto pass = batch.begin();
+  for (auto& a : active_) {
+    const auto first = pass;
+    for (Branch& b : a->branches) {
+      if (!pass->similarity.empty())
+        (pass->plan->observe.to_entry ? b.at.to_entry : b.at.to_own) = std::move(pass->similarity);
+      ++pass;
+    }
+    if (a->branches.size() > 1) guide(first[0], first[1], requests_[a->index].options.cfg_scale);
+    commit(*a, *first->plan, first->logits, events);
+    if (complete(*a) || !advance(*a)) finish(*a, "length");
   }
   sweep();
   failed_ = false;
@@ -177,54 +212,71 @@ void Generation::commit(Active& a, const StepPlan& plan, View<float> logits,
   // from_entry: there are prefix rows, of which row 0 is one
   if (plan.from_entry && plan.at(a.info.layers - 1).live.contains(int64_t{0})) ++a.stats.refreshes;
   if (plan.logits.empty()) {
-    require(++a.at.repeat <= kMaxRepeats, "[generate] policy ", requests_[a.index].policy->spec(),
-            ": expected at most ", kMaxRepeats, " passes without logits at step ", a.at.step,
-            ", got one more");
+    require(++a.progress.repeat <= Progress::kMaxRepeats, "[generate] policy ",
+            requests_[a.index].policy->spec(), ": expected at most ", Progress::kMaxRepeats,
+            " passes without logits at step ", a.progress.step, ", got one more");
     return;
   }
-  const int32_t mask = engine_->model().config().mask_token_id;
-  const Sampler sampler(engine_->model().config(), requests_[a.index].options);
+  const ModelConfig& c = engine_->model().config();
+  const Sampler sampler(c, requests_[a.index].options);
   std::vector<Commit> commits;
   try {
-    commits = sampler.sample(engine_->model().kernels(), logits, plan.logits.list(), a.at.step,
-                             sampler.quota(a.block_masks, a.at.block_step), engine_->threads_);
+    commits = sampler.sample(engine_->model().kernels(), logits, plan.logits.list(),
+                             a.progress.decoding(), a.progress.quota, engine_->threads_);
   } catch (const std::runtime_error& e) {
     throw std::runtime_error(cat(e.what(), " (request ", a.index, ")"));
   }
   std::sort(commits.begin(), commits.end(),
             [](const Commit& x, const Commit& y) { return x.position < y.position; });
-  for (const Commit& c : commits) {
-    a.state.tokens[c.position] = c.token;
-    if (c.token == mask) continue;  // predicted the mask: still undecided
-    a.confidences[c.position - a.info.p - a.info.u] = c.confidence;
+  std::vector<int64_t> decided;
+  for (const Commit& x : commits) {
+    for (Branch& b : a.branches) b.state.tokens[x.position] = x.token;
+    if (x.token == c.mask_token_id) continue;  // predicted the mask: still undecided
+    a.confidences[x.position - a.info.p - a.info.u] = x.confidence;
+    decided.push_back(x.position);
   }
-  events.push_back({a.index, a.at.step, std::move(commits), a.state.tokens});
-  ++a.at.step;
-  ++a.at.block_step;
-  a.at.repeat = 0;
+  events.push_back({a.index, a.progress.step, std::move(commits), a.canvas()});
+  a.progress.committed(RowSet::of(std::move(decided)));
   ++a.stats.steps;
   ++steps_done_;
 }
 
+// Whether the text has ended and can change no more: a final token with no mask before it.
+bool Generation::complete(const Active& a) const {
+  if (!requests_[a.index].options.early_stop) return false;
+  const ModelConfig& c = engine_->model().config();
+  const std::vector<int32_t>& tokens = a.branches[0].state.tokens;
+  for (auto t = tokens.end() - a.info.g; t != tokens.end() && *t != c.mask_token_id; ++t) {
+    if (*t == c.eos_token_id || *t == c.eot_token_id) return true;
+  }
+  return false;
+}
+
 void Generation::finish(Active& a, const char* reason) {
   Result& result = results_[a.index];
-  result.tokens.assign(a.state.tokens.end() - a.info.g, a.state.tokens.end());
+  const ModelConfig& c = engine_->model().config();
+  const std::vector<int32_t>& canvas = a.canvas();
+  result.tokens.assign(canvas.end() - a.info.g, canvas.end());
+  if (complete(a)) {
+    std::replace(result.tokens.begin(), result.tokens.end(), c.mask_token_id,
+                 c.eos_token_id >= 0 ? c.eos_token_id : c.eot_token_id);
+  }
   result.confidences = std::move(a.confidences);
-  const int32_t eos = engine_->model().config().eos_token_id;
-  const bool ended =
-      std::find(result.tokens.begin(), result.tokens.end(), eos) != result.tokens.end();
+  const bool ended = std::any_of(result.tokens.begin(), result.tokens.end(), [&](int32_t t) {
+    return t == c.eos_token_id || t == c.eot_token_id;
+  });
   result.finish_reason = ended && std::string_view(reason) != "cancelled" ? "eos" : reason;
   result.stats = std::move(a.stats);
-  result.stats.work = std::move(a.state.work);
+  for (Branch& b : a.branches) add(result.stats.work, b.state.work);
   result.stats.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - a.begin).count();
   steps_done_ += *requests_[a.index].options.steps - result.stats.steps;  // steps it did not need
   ++finished_;
-  a.state = {};  // frees its caches; sweep() drops the rest
+  a.branches.clear();  // frees its caches; sweep() drops the rest
 }
 
 void Generation::sweep() {
-  std::erase_if(active_, [](const std::unique_ptr<Active>& a) { return a->state.tokens.empty(); });
+  std::erase_if(active_, [](const std::unique_ptr<Active>& a) { return a->branches.empty(); });
 }
 
 void Generation::cancel(size_t request) {
