@@ -33,16 +33,6 @@ bool exists(const std::string& path) {
   return false;
 }
 
-Json read_object(const std::string& path) {
-  const MappedFile file(path);
-  const auto bytes = file.bytes();
-  require(bytes.size() <= kMaxJsonBytes, "[", path, "] file size: expected at most ", kMaxJsonBytes,
-          " bytes, got ", bytes.size());
-  Json json = Json::parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
-  json.object(path);
-  return json;
-}
-
 [[noreturn]] void fail_no_weights(const std::string& folder) {
   std::vector<std::string> pickles;
   std::error_code error;
@@ -97,9 +87,19 @@ void check_shard(const SafeTensors& shard, const std::vector<std::string>& expec
 
 }  // namespace
 
+Json read_json(const std::string& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  require(bytes.size() <= kMaxJsonBytes, "[", path, "] file size: expected at most ", kMaxJsonBytes,
+          " bytes, got ", bytes.size());
+  Json json = Json::parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+  json.object(path);
+  return json;
+}
+
 Checkpoint::Checkpoint(const std::string& folder) : folder_(folder) {
   check_folder(folder);
-  config_ = read_object(folder + "/config.json");
+  config_ = read_json(folder + "/config.json");
   // Hugging Face's precedence: a single file wins over an index, which is then not even read. With
   // the reverse, one folder would be two models, depending on who loads it.
   if (const std::string single = folder + "/" + kSingle; exists(single)) {
@@ -113,7 +113,7 @@ Checkpoint::Checkpoint(const std::string& folder) : folder_(folder) {
 
 void Checkpoint::open_shards() {
   const std::string path = folder_ + "/" + kIndex;
-  const Json index = read_object(path);
+  const Json index = read_json(path);
   const Json* map = index.find("weight_map");
   require(map != nullptr, "[", path, "] expected the field weight_map, got none");
   std::map<std::string, std::vector<std::string>> names_of;

@@ -21,6 +21,9 @@ struct Tensor {
   std::span<const std::byte> bytes;  // row-major, possibly unaligned; valid while the checkpoint is
 };
 
+// A JSON file that holds an object. FileError or std::invalid_argument, which name the file.
+Json read_json(const std::string& path);
+
 class Checkpoint {
  public:
   // FileError if the folder or a file of it is missing; std::invalid_argument for everything that

@@ -95,6 +95,13 @@ void charge(std::span<const Share> shares, Op op, int64_t rows, const Matrix& w)
 
 }  // namespace
 
+int64_t Matrix::size_bytes(const Kernels& kernels, Backend backend, DType kept, int64_t outputs,
+                           int64_t inputs) {
+  const int64_t panel = backend == Backend::blas ? 1 : kernels.panel;
+  const int64_t rows = checked_mul(ceil_div(outputs, panel), panel, "gemm");
+  return checked_mul(checked_mul(rows, inputs, "gemm"), bicache::size_bytes(kept), "gemm");
+}
+
 Matrix::Matrix(const Kernels& kernels, Backend backend, const std::byte* source, DType stored,
                DType kept, int64_t outputs, int64_t inputs, int threads)
     : backend_(backend), dtype_(kept), outputs_(outputs), inputs_(inputs) {
@@ -104,15 +111,14 @@ Matrix::Matrix(const Kernels& kernels, Backend backend, const std::byte* source,
                  "[gemm] blas weights: expected f32, got ", name(kept));
   const Source from{source, stored, outputs, inputs};
   if (backend == Backend::blas) {
-    data_ = Buffer<std::byte>(checked_mul(checked_mul(outputs, inputs, "gemm"), 4, "gemm"));
+    data_ = Buffer<std::byte>(size_bytes(kernels, backend, kept, outputs, inputs));
     float* out = reinterpret_cast<float*>(data_.data());
     parallel_for(outputs, threads, [&](int64_t j) { from.read(j, 0, inputs, out + j * inputs); });
     return;
   }
   panel_ = kernels.panel;
   const int64_t panels = ceil_div(outputs, panel_), size = checked_mul(inputs, panel_, "gemm");
-  data_ = Buffer<std::byte>(
-      checked_mul(checked_mul(panels, size, "gemm"), bicache::size_bytes(kept), "gemm"));
+  data_ = Buffer<std::byte>(size_bytes(kernels, backend, kept, outputs, inputs));
   parallel_for(panels, threads, [&](int64_t p) {
     if (kept == DType::f32) {
       pack_panel(from, p * panel_, panel_, reinterpret_cast<float*>(data_.data()) + p * size);

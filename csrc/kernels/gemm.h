@@ -31,6 +31,9 @@ class Matrix {
   int64_t inputs() const { return inputs_; }
   int64_t panel() const { return panel_; }  // Backend::packed: Kernels::panel; Backend::blas: 0
   int64_t size_bytes() const { return data_.size(); }  // as held, padding included
+  // The same, of one that was not made.
+  static int64_t size_bytes(const Kernels& kernels, Backend backend, DType kept, int64_t outputs,
+                            int64_t inputs);
   // Backend::packed: [ceil(outputs / panel), inputs, panel], zero-padded. Backend::blas: as it
   // came.
   const std::byte* data() const { return data_.data(); }

@@ -1,0 +1,86 @@
+#include "model/cost.h"
+
+namespace bicache {
+namespace {
+
+// The products of one layer, or the head.
+class Counter {
+ public:
+  Counter(const ModelShape& shape, int64_t requests, Work& work)
+      : shape_(shape), requests_(requests), work_(work) {}
+
+  void product(Op op, int64_t rows, int64_t outputs, int64_t inputs) {
+    if (rows == 0) return;
+    work_.rows_of(op) += requests_ * rows;
+    work_.flops += 2 * requests_ * rows * outputs * inputs;
+    work_.bytes +=
+        Matrix::size_bytes(*shape_.kernels, shape_.backend, shape_.dtype, outputs, inputs);
+  }
+
+  void attention(int64_t rows, int64_t keys) {
+    if (rows == 0) return;
+    const ModelConfig& c = shape_.config;
+    work_.rows_of(Op::attention) += requests_ * rows;
+    work_.flops += 4 * requests_ * rows * keys * c.q_width();
+    work_.bytes += 2 * requests_ * keys * c.kv_width() * static_cast<int64_t>(sizeof(float));
+  }
+
+  // Rows that are projected together.
+  void project(int64_t rows, int64_t keys, bool with_value) {
+    const ModelConfig& c = shape_.config;
+    product(Op::q, rows, c.q_width(), c.dim);
+    product(Op::k, rows, c.kv_width(), c.dim);
+    if (with_value) product(Op::v, rows, c.kv_width(), c.dim);
+    attention(rows, keys);
+  }
+
+ private:
+  const ModelShape& shape_;
+  int64_t requests_;
+  Work& work_;
+};
+
+}  // namespace
+
+int64_t ModelShape::weight_bytes() const {
+  const ModelConfig& c = config;
+  const auto matrix = [&](int64_t outputs, int64_t inputs) {
+    return Matrix::size_bytes(*kernels, backend, dtype, outputs, inputs);
+  };
+  const int64_t layer = 2 * matrix(c.kv_width(), c.dim) + matrix(c.q_width(), c.dim) +
+                        matrix(c.dim, c.q_width()) + 2 * matrix(c.ffn, c.dim) +
+                        matrix(c.dim, c.ffn);
+  const int64_t norms = c.layers * (2 * c.dim + (c.qk_norm ? 2 * c.head_dim : 0)) + c.dim;
+  return c.layers * layer + matrix(c.vocab, c.dim) +
+         c.embeddings * c.dim * bicache::size_bytes(dtype) +
+         norms * static_cast<int64_t>(sizeof(float));
+}
+
+std::vector<Work> predicted_work(const ModelShape& shape, const StepPlan& plan, int64_t n,
+                                 int64_t requests) {
+  const ModelConfig& c = shape.config;
+  std::vector<Work> work(static_cast<size_t>(c.layers) + 1);
+  for (int l = 0; l < c.layers; ++l) {
+    Counter count(shape, requests, work[l]);
+    const LayerPlan& lp = plan.at(l);
+    int64_t candidates = 0, chosen = 0, observed = 0;
+    for (const Select& s : lp.select) {
+      candidates += s.rows.size();
+      chosen += s.count;
+    }
+    if (plan.observe.first <= l && l < plan.observe.end) observed = plan.observe.rows.size();
+    count.project(lp.fresh.size(), n, true);
+    count.product(Op::v, candidates, c.kv_width(), c.dim);
+    count.project(chosen, n, false);
+    count.project(observed, n, true);
+    const int64_t rows = lp.fresh.size() + chosen + observed;
+    count.product(Op::attention_out, rows, c.dim, c.q_width());
+    count.product(Op::gate, rows, c.ffn, c.dim);
+    count.product(Op::up, rows, c.ffn, c.dim);
+    count.product(Op::down, rows, c.dim, c.ffn);
+  }
+  Counter(shape, requests, work.back()).product(Op::head, plan.logits.size(), c.vocab, c.dim);
+  return work;
+}
+
+}  // namespace bicache
