@@ -5,102 +5,13 @@
 
 #include "base/parallel.h"
 #include "base/rng.h"
-#include "engine/engine.h"
+#include "engine/forecast.h"
 #include "files/checkpoint.h"
 #include "kernels/kernels.h"
 #include "without_gil.h"
 
 namespace bicache {
 namespace {
-
-// ---- options
-
-void assign(int64_t& field, const py::handle& value, const char* name) {
-  if (PyBool_Check(value.ptr()) || !PyIndex_Check(value.ptr())) {
-    throw py::type_error(cat("[generate] ", name, ": expected an int, got ",
-                             py::str(py::type::of(value)).cast<std::string>()));
-  }
-  const py::object number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
-  if (!number) throw py::error_already_set();
-  int overflow = 0;
-  const int64_t x = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-  require(overflow == 0, "[generate] ", name, ": expected a 64-bit int, got a larger one");
-  field = x;
-}
-
-void assign(std::optional<int64_t>& field, const py::handle& value, const char* name) {
-  int64_t x = 0;
-  assign(x, value, name);
-  field = x;
-}
-
-void assign(double& field, const py::handle& value, const char* name) {
-  const bool number =
-      !PyBool_Check(value.ptr()) &&
-      (PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()) || py::hasattr(value, "__float__"));
-  if (!number || PyUnicode_Check(value.ptr())) {
-    throw py::type_error(cat("[generate] ", name, ": expected a float, got ",
-                             py::str(py::type::of(value)).cast<std::string>()));
-  }
-  field = py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
-}
-
-void assign(bool& field, const py::handle& value, const char* name) {
-  if (!PyBool_Check(value.ptr())) {
-    throw py::type_error(cat("[generate] ", name, ": expected a bool, got ",
-                             py::str(py::type::of(value)).cast<std::string>()));
-  }
-  field = value.cast<bool>();
-}
-
-void assign(std::string& field, const py::handle& value, const char* name) {
-  if (!PyUnicode_Check(value.ptr())) {
-    throw py::type_error(cat("[generate] ", name, ": expected a str, got ",
-                             py::str(py::type::of(value)).cast<std::string>()));
-  }
-  field = value.cast<std::string>();
-}
-
-GenerationOptions to_options(const py::dict& values) {
-  GenerationOptions options;
-  std::string names;
-  size_t used = 0;
-  options.visit([&](const char* name, auto& field, const char*, const char*) {
-    names += (names.empty() ? "" : ", ") + std::string(name);
-    if (!values.contains(name)) return;
-    ++used;
-    if (!values[name].is_none()) assign(field, values[name], name);
-  });
-  if (used == values.size()) return options;
-  for (const auto& [key, value] : values) {
-    bool known = false;
-    options.visit([&](const char* name, auto&, const char*, const char*) {
-      known |= key.equal(py::str(name));
-    });
-    require(known, "[generate] options: expected ", names, ", got ",
-            py::str(key).cast<std::string>());
-  }
-  return options;
-}
-
-const char* type_name(const int64_t&) { return "int"; }
-const char* type_name(const std::optional<int64_t>&) { return "int"; }
-const char* type_name(const double&) { return "float"; }
-const char* type_name(const bool&) { return "bool"; }
-const char* type_name(const std::string&) { return "str"; }
-
-py::list option_table() {
-  py::list table;
-  GenerationOptions().visit(
-      [&](const char* name, auto& field, const char* help, const char* choices) {
-        py::object values = py::none();
-        if (*choices != '\0') values = py::str(choices).attr("split")("|");
-        using namespace py::literals;
-        table.append(py::dict("name"_a = name, "type"_a = type_name(field), "default"_a = field,
-                              "help"_a = help, "choices"_a = values));
-      });
-  return table;
-}
 
 // ---- results
 
@@ -222,6 +133,21 @@ py::dict prefix_stats(Engine& engine) {
   return py::dict("entries"_a = s.entries, "size_bytes"_a = s.size_bytes,
                   "budget_bytes"_a = s.budget_bytes, "pinned"_a = s.pinned, "hits"_a = s.hits,
                   "misses"_a = s.misses, "evictions"_a = s.evictions, "refused"_a = s.refused);
+}
+
+py::dict forecast_dict(const ModelConfig& config, const PolicyHandle& policy, int64_t prefix_len,
+                       int64_t prompt_len, const py::dict& options, const std::string& dtype,
+                       const py::object& tokens_per_step) {
+  const ModelShape shape{config, to_dtype(dtype, "dtype", "f32 or bf16")};
+  std::optional<double> rate;
+  if (!tokens_per_step.is_none()) rate = to_double(tokens_per_step, "tokens_per_step");
+  const Forecast f =
+      forecast(shape, *policy.policy, prefix_len, prompt_len, to_options(options), rate);
+  py::dict result = stats_dict(f.stats);
+  result["weight_bytes"] = shape.weight_bytes();
+  result["entry_bytes"] = f.entry_bytes;
+  result["vanilla_flops"] = f.vanilla_flops;
+  return result;
 }
 
 py::dict checkpoint_info(const std::string& folder) {
@@ -418,6 +344,15 @@ PYBIND11_MODULE(_core, m) {
         return ModelConfig::parse(Checkpoint(folder).config(), folder + "/config.json");
       },
       py::arg("folder"), "Sizes and flags of a checkpoint folder, checked; loads no weight.");
+  m.def(
+      "parse_config",
+      [](const std::string& path) { return ModelConfig::parse(read_json(path), path); },
+      py::arg("path"), "Sizes and flags from a config.json alone.");
+  m.def("forecast", &forecast_dict, py::arg("config"), py::arg("policy"), py::kw_only(),
+        py::arg("prefix_len") = 0, py::arg("prompt_len"), py::arg("options") = py::dict(),
+        py::arg("dtype") = "bf16", py::arg("tokens_per_step") = py::none(),
+        "A request's statistics from its plans alone; prefix_len shared tokens and prompt_len of "
+        "its own.");
   m.def("checkpoint_info", &checkpoint_info, py::arg("folder"),
         "{'tensors': {name: (dtype, shape)}, 'size_bytes', 'parameters'}, without loading any "
         "weight.");

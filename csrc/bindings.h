@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "cache/policy.h"
+#include "engine/options.h"
 
 namespace bicache {
 
@@ -44,6 +45,13 @@ std::shared_ptr<py::object> held(py::object object);
 struct PolicyHandle {
   PolicyPtr policy;
 };
+
+// "[generate] name: expected a float, got TYPE" where `value` is none.
+double to_double(const py::handle& value, const char* name);
+// From a dict by name; names that do not exist are errors that list those that do.
+GenerationOptions to_options(const py::dict& values);
+// Name, type, default, help and choices of every option.
+py::list option_table();
 
 // Policies, depth hooks, and what hooks see.
 void bind_policies(py::module_& m);

@@ -105,6 +105,13 @@ void bind_policies(py::module_& m) {
       },
       py::arg("cache"), py::arg("hook") = py::none(),
       "The policy of a cache string; `hook` is what \"depth=hook\" stands for.");
+  m.def(
+      "compose",
+      [](const PolicyHandle& a, const PolicyHandle& b) {
+        return PolicyHandle{compose(a.policy, b.policy)};
+      },
+      py::arg("a"), py::arg("b"),
+      "One that speaks for the shared prefix rows and one for the others, in either order.");
   m.def("policy_table", &table_of_policies,
         "Cache policies: name, help, fields (name, default, help), identity.");
   m.def(

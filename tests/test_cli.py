@@ -54,25 +54,124 @@ def test_generate_json_is_one_object_per_line(model: str, capsys: Any) -> None:
     assert {"text", "finish_reason"} <= set(lines[0])
 
 
-def test_every_option_has_a_flag(model: str, capsys: Any) -> None:
+# Options that go together, each with another value than its default.
+TOGETHER: list[dict[str, Any]] = [
+    {
+        "gen_length": 8, "steps": 4, "block_length": 4, "temperature": 0.5, "remasking": "random",
+        "suppress_tokens": [5, 9, 11], "logits_eos_inf": True, "confidence_eos_eot_inf": True,
+        "seed": 7,
+    },
+    {"gen_length": 8, "threshold": 0.3, "cfg_scale": 0.5, "early_stop": True},
+    {"gen_length": 8, "factor": 0.7, "remasking": "topk_margin"},
+    {
+        "gen_length": 8, "remasking": "entropy", "temperature": 0.8, "alg_temp": 0.5, "top_p": 0.9,
+        "top_k": 20, "seed": 3,
+    },
+]  # fmt: skip
+
+
+def flags_of(values: dict[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        flags += [flag] if value is True else [flag, text]
+    return flags
+
+
+def test_every_option_has_a_flag(capsys: Any) -> None:
     assert cli.main(["generate", "--help"]) == 0
     text = capsys.readouterr().out
     for name in [*option_table(), *ALIASES]:
         assert "--" + name.replace("_", "-") in text
-    values: dict[str, Any] = {
-        "gen_length": 8, "steps": 4, "block_length": 4, "temperature": 0.5, "remasking": "random",
-        "logits_eos_inf": True, "confidence_eos_eot_inf": True, "seed": 7,
-    }  # fmt: skip
-    assert list(values) == list(option_table())
-    flags: list[str] = []
-    for name, value in values.items():
-        flag = "--" + name.replace("_", "-")
-        flags += [flag] if value is True else [flag, str(value)]
-    assert cli.main(["generate", model, "--prompt", "w5", "--json", *flags]) == 0
+    assert {name for values in TOGETHER for name in values} == set(option_table())
+
+
+@pytest.mark.parametrize("values", TOGETHER, ids=lambda values: ",".join(list(values)[1:]))
+def test_flags_mean_what_the_keywords_mean(model: str, values: dict[str, Any], capsys: Any) -> None:
+    argv = ["generate", model, "--prompt", "w5", "--json"]
+    assert cli.main([*argv, *flags_of(values)]) == 0
     tokens = json.loads(capsys.readouterr().out)["tokens"]
     assert tokens == LLM(model).generate("w5", **values)[0].tokens.tolist()
-    changed = LLM(model).generate("w5", **{**values, "seed": 8})[0].tokens.tolist()
-    assert tokens != changed
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "other"),
+    [
+        ("seed", {"temperature": 3.0}, 8),
+        ("temperature", {}, 3.0),
+        ("suppress_tokens", {}, None),
+        ("cfg_scale", {}, 20.0),
+        ("top_k", {"temperature": 3.0}, 1),
+        ("top_p", {"temperature": 3.0}, 0.01),
+        ("alg_temp", {"remasking": "entropy"}, 50.0),
+        ("remasking", {}, "origin"),
+    ],
+)
+def test_a_flag_changes_the_result(
+    model: str, name: str, base: dict[str, Any], other: Any, capsys: Any
+) -> None:
+    """So that test_flags_mean_what_the_keywords_mean compares something."""
+
+    def order(values: dict[str, Any]) -> tuple[list[int], list[float]]:
+        argv = ["generate", model, "--prompt", "w5 w6", "--json", "--gen-length", "16"]
+        assert cli.main([*argv, *flags_of(values)]) == 0
+        out = json.loads(capsys.readouterr().out)
+        return out["tokens"], out["confidences"]
+
+    plain = order(base)
+    chosen = plain[0] if other is None else other  # suppress what was predicted
+    assert order(base | {name: chosen}) != plain
+
+
+@pytest.mark.parametrize(("name", "values"), [("threshold", ("0", "1")), ("factor", ("1000", "0"))])
+def test_flags_of_parallel_decoding(
+    model: str, name: str, values: tuple[str, str], capsys: Any
+) -> None:
+    """The lowest demand takes one step; the highest takes tokens one by one, except that factor
+    takes the last two together, as published."""
+    argv = ["generate", model, "--prompt", "w5", "--json", "--gen-length", "16"]
+    steps = []
+    for value in values:
+        assert cli.main([*argv, "--" + name, value]) == 0
+        steps.append(json.loads(capsys.readouterr().out)["stats"]["steps"])
+    assert steps == [1, 16 - (name == "factor")]
+
+
+def test_flags_of_a_bool_can_be_turned_off(model: str, capsys: Any) -> None:
+    argv = ["generate", model, "--prompt", "w5", "--gen-length", "4"]
+    assert cli.main([*argv, "--no-early-stop", "--no-logits-eos-inf"]) == 0
+    plain = capsys.readouterr().out
+    assert cli.main(argv) == 0 and capsys.readouterr().out == plain
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--threshold", "high"], "--threshold: invalid float value: 'high'"),
+        (["--threshold", "1.5"], "threshold: expected 0..1, got 1.5"),
+        (["--threshold", "0.9", "--factor", "1"], "expected without threshold, got both"),
+        (["--threshold", "0.9", "--remasking", "random"], "threshold: expected with remasking"),
+        (["--factor", "nan"], "factor: expected a finite number >= 0, got nan"),
+        (["--top-p", "0"], "top_p: expected"),
+        (["--top-k", "0"], "top_k: expected >= 1, got 0"),
+        (["--top-k", "1.5"], "--top-k: invalid int value: '1.5'"),
+        (["--alg-temp", "1"], "alg_temp: expected with remasking"),
+        (["--cfg-scale", "inf"], "cfg_scale: expected a finite number >= 0, got inf"),
+        (["--suppress-tokens", "5,x"], "expected integers separated by commas, got '5,x'"),
+        (["--suppress-tokens", ""], "expected integers separated by commas, got ''"),
+        (["--suppress-tokens=-1"], "suppress_tokens"),
+        (["--suppress-tokens", "99"], "suppress_tokens"),
+        (["--suppress-tokens", str(10**30)], "suppress_tokens: expected a 64-bit integer"),
+        (["--early-stop", "yes"], "unrecognized arguments: yes"),
+        (["--alg", "best"], "remasking: expected one of low_confidence, random, origin"),
+        (["--alg", "random", "--remasking", "random"], "got both remasking and alg"),
+    ],
+)
+def test_wrong_flags(model: str, flags: list[str], part: str, capfd: Any) -> None:
+    assert cli.main(["generate", model, "--prompt", "w5", "--gen-length", "4", *flags]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and part in err and "Traceback" not in err
 
 
 def test_prompts_from_files_and_stdin(

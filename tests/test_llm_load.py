@@ -177,6 +177,10 @@ def test_stored_defaults_and_calibration(
     )
     llm = LLM(folder, cache="auto")
     assert llm.cache == "bicache:depth=1,refresh_steps=16,splice=official"
+    for both in ("auto+fast_dllm:mode=dual", "fast_dllm:mode=dual+auto"):
+        assert llm.cache_string(both) == f"{llm.cache}+fast_dllm:mode=dual"
+    with refuses(ValueError, "both speak for the prefix"):
+        llm.cache_string("auto+naive")
     assert llm.calibration["measured"] == {"questions": 3}
     stored = llm.generate([5, 6])[0]
     assert len(stored.tokens) == 8 and stored.stats.steps == 2

@@ -16,8 +16,10 @@ with _short_spins():
     from ._core import Config, __version__
 from .chat import ChatTemplate
 from .checkpoint import shipped_models
+from .depth_rules import DepthPolicy, RequestInfo
 from .llm import LLM, MASK_TEXT
-from .policies import BiCache, DepthPolicy, Naive, NoCache, Policy, RequestInfo
+from .planning import CostPlan, PolicyCost, plan
+from .policies import BiCache, DLLMCache, FastDLLM, Naive, NoCache, Policy
 from .prefixes import Discover
 from .profiling import DepthTable, profile, read_pairs
 from .results import Output, RequestStats, StepEvent
@@ -29,18 +31,23 @@ __all__ = [
     "BiCache",
     "ChatTemplate",
     "Config",
+    "CostPlan",
+    "DLLMCache",
     "DepthPolicy",
     "DepthTable",
     "Discover",
+    "FastDLLM",
     "Naive",
     "NoCache",
     "Output",
     "Policy",
+    "PolicyCost",
     "RequestInfo",
     "RequestStats",
     "StepEvent",
     "Tokenizer",
     "__version__",
+    "plan",
     "profile",
     "read_pairs",
     "shipped_models",

@@ -188,6 +188,22 @@ class Engine:
 def read_config(folder: str) -> Config:
     """Sizes and flags of a checkpoint folder, checked; loads no weight."""
 
+def parse_config(path: str) -> Config:
+    """Sizes and flags from a config.json alone."""
+
+def forecast(
+    config: Config,
+    policy: Policy,
+    *,
+    prefix_len: int = 0,
+    prompt_len: int,
+    options: dict[str, Any] = {},
+    dtype: str = "bf16",
+    tokens_per_step: float | None = None,
+) -> dict[str, Any]:
+    """A request's statistics from its plans alone; prefix_len shared tokens and prompt_len of its
+    own."""
+
 def checkpoint_info(folder: str) -> dict[str, Any]:
     """{"tensors": {name: (dtype, shape)}, "size_bytes", "parameters"}; loads no weight."""
 
@@ -199,6 +215,9 @@ def policy_table() -> list[dict[str, Any]]:
 
 def make_policy(cache: str, hook: DepthHook | None = None) -> Policy:
     """The policy of a cache string; `hook` is what "depth=hook" stands for."""
+
+def compose(a: Policy, b: Policy) -> Policy:
+    """One that speaks for the shared prefix rows and one for the others, in either order."""
 
 def canonical_policy(cache: str) -> str:
     """The cache string in its usual form; ValueError as for make_policy."""

@@ -1,4 +1,4 @@
-"""The command line: bicache demo | generate | info | profile.
+"""The command line: bicache demo | generate | info | plan | profile.
 
 Exit codes: 0 done, 1 failed, 2 wrong arguments or inputs, 130 interrupted.
 """
@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments or inputs, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import logging
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
-from .checkpoint import Sidecar, shipped_models
+from .checkpoint import shipped_models
+from .flags import add_options, given_options
 from .info import as_text, inspect_checkpoint
 from .jsonfile import read_file
 from .llm import LLM
-from .options import Option, option_table
-from .profiling import profile, read_pairs
-from .profiling.agreement import needed_pairs
-from .profiling.depth_plot import check_plot
-from .profiling.depth_table import RATIO_KINDS, check_settings
+from .planning import as_text as plan_text
+from .planning import known_configs, plan
+from .profiling import command as profile_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_generate(commands)
     _add_info(commands)
+    _add_plan(commands)
     _add_profile(commands)
     return parser
 
@@ -107,6 +106,14 @@ def _command(commands: Any, name: str, text: str, run: Any) -> argparse.Argument
 def _model_help() -> str:
     names = ", ".join(shipped_models()) or "none"
     return f"checkpoint folder, or a shipped model ({names})"
+
+
+def _cache_help() -> str:
+    names = ", ".join(row["name"] for row in _core.policy_table())
+    return (
+        f'one of {names}, with settings as in "bicache:depth=5,refresh_steps=16", or two joined by '
+        "+: one for the shared prefix (naive, bicache) and one for the other rows"
+    )
 
 
 # ---- demo
@@ -166,8 +173,7 @@ def _add_generate(commands: Any) -> None:
         "--cache",
         default="none",
         metavar="POLICY",
-        help=f"one of {', '.join(row['name'] for row in _core.policy_table())}, with settings as "
-        'in "bicache:depth=5,refresh_steps=16", or auto (calibrated for the model); default: none',
+        help=f"{_cache_help()}, or auto (calibrated for the model); default: none",
     )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the text before TEXT")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
@@ -176,34 +182,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument(
         "--stream", action="store_true", help="on a terminal, show the response as it unmasks"
     )
-    _add_options(parser)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    options = parser.add_argument_group("options of the generation")
-    for option in option_table().values():
-        _add_option(options, option)
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    names = [name for o in option_table().values() for name in (o.name, *o.aliases)]
-    return {name: getattr(args, name) for name in names}
-
-
-def _add_option(group: Any, option: Option) -> None:
-    """One flag per name, so that giving an option under two names is an error, as in Python."""
-    for name in (option.name, *option.aliases):
-        text = option.describe() if name == option.name else f"the same as {_flag(option.name)}"
-        settings: dict[str, Any] = {"dest": name, "default": None, "help": text.replace("%", "%%")}
-        if option.type is bool:
-            settings["action"] = argparse.BooleanOptionalAction
-        else:
-            settings |= {"type": option.type, "metavar": "TEXT" if option.type is str else "N"}
-        group.add_argument(_flag(name), **settings)
+    add_options(parser)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -213,7 +192,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError("[generate] --system: expected with --chat, got it alone")
     settings: dict[str, Any] = {
         "stop": args.stop,
-        **_options(args),
+        **given_options(args),
     }
     prompts: list[Any] = list(_prompts(args))
     prefixes: list[Any] = [
@@ -295,6 +274,64 @@ def _info(args: argparse.Namespace) -> None:
     print(json.dumps(facts) if args.json else as_text(facts))
 
 
+# ---- plan
+
+_PLAN_OPTIONS = ("steps", "block_length", "remasking", "cfg_scale")
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "Predict what one request costs under each cache policy (FLOPs, rows, bytes, memory), from "
+        "the model's sizes alone: no weights are needed and nothing is run.",
+        _plan,
+    )
+    parser.add_argument(
+        "--model-config", required=True, metavar="MODEL",
+        help=f"config.json, {_model_help()}, or a published model's sizes "
+        f"({', '.join(known_configs())})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", required=True, action="append", metavar="POLICY",
+        help=f"{_cache_help()}; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt-len", required=True, type=int, metavar="N",
+        help="tokens of the whole prompt, the shared prefix included",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prefix-len", type=int, default=0, metavar="N",
+        help="tokens of the prompt that are shared with other requests; default: 0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gen-len", required=True, type=int, metavar="N", help="tokens of the response"
+    )
+    parser.add_argument(
+        "--tokens-per-step", type=float, metavar="N",
+        help="decoding by confidence (threshold or factor), which is assumed to commit so many "
+        "tokens per step; default: as steps say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", default="bf16", help="how weights are held: f32 or bf16; default: bf16"
+    )
+    add_options(parser, _PLAN_OPTIONS)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    costs = plan(
+        args.model_config,
+        args.cache,
+        prompt_len=args.prompt_len,
+        prefix_len=args.prefix_len,
+        gen_len=args.gen_len,
+        tokens_per_step=args.tokens_per_step,
+        dtype=args.dtype,
+        **given_options(args, _PLAN_OPTIONS),
+    )
+    print(json.dumps(costs.as_dict()) if args.json else plan_text(costs))
+
+
 # ---- profile
 
 
@@ -304,110 +341,7 @@ def _add_profile(commands: Any) -> None:
         "profile",
         "Measure on pairs of prefix and prompt how deep a prefix may be reused: by similarity of "
         "K and V, and by agreement of the answers.",
-        _profile,
+        profile_command.run,
     )
     parser.add_argument("model", metavar="MODEL", help=_model_help())
-    parser.add_argument(
-        "--pairs", required=True, type=Path, metavar="FILE",
-        help='JSON lines, each an object with "prefix" and "prompt", text or token ids',
-    )  # fmt: skip
-    parser.add_argument(
-        "--tau", type=float, default=0.97, metavar="N",
-        help="similarity that a reusable layer exceeds; default: 0.97",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ratio", default="prompt",
-        help="sort similarities by "
-        + ", or by ".join(f"{name}: {text}" for name, text in RATIO_KINDS.items())
-        + "; default: prompt",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-agreement", action="store_true", help="similarity only; generates nothing"
-    )
-    parser.add_argument(
-        "--min-agreement", type=float, default=0.982, metavar="N",
-        help="what the lower 95 %% bound of the agreement must reach; default: 0.982",
-    )  # fmt: skip
-    parser.add_argument(
-        "--refresh-steps", type=int, default=16, metavar="N", help="of the agreement; default: 16"
-    )
-    parser.add_argument("--splice", default="official", help="of the agreement; default: official")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE",
-        help="write the table as JSON; a run that was killed goes on from FILE.partial",
-    )  # fmt: skip
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, e.g. into profile.png")
-    parser.add_argument(
-        "--save", action="store_true",
-        help="write the agreement's depths into the model's bicache.json, for --cache auto",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
-    _add_options(parser)
-
-
-def _profile(args: argparse.Namespace) -> None:
-    settings = {
-        name: getattr(args, name)
-        for name in ("tau", "ratio", "refresh_steps", "splice", "min_agreement")
-    }
-    check_settings("profile", **settings)
-    pairs = read_pairs(args.pairs)
-    _check_results(args, len(pairs))
-    llm = LLM(args.model, threads=args.threads)
-    if args.save and not os.access(llm.path, os.W_OK):
-        raise PermissionError(f"[profile] --save: expected a writable folder, got {llm.path}")
-    state = None if args.out is None else args.out.with_name(args.out.name + ".partial")
-    table = profile(
-        llm,
-        pairs,
-        **settings,
-        agreement=not args.no_agreement,
-        state=state,
-        progress=sys.stderr.isatty(),
-        **_options(args),
-    )
-    if args.out is not None:
-        table.save(args.out)
-    unsafe: ValueError | None = None
-    if args.save:
-        try:
-            calibration = table.calibration()
-            dataclasses.replace(Sidecar.read(llm.path), calibration=calibration).write(llm.path)
-        except ValueError as error:  # no safe depth: the other results are there all the same
-            unsafe = error
-    if args.plot is not None:
-        table.plot(args.plot)
-    if state is not None:
-        state.unlink(missing_ok=True)
-    print(json.dumps(table.as_dict()) if args.json else table.summary())
-    if unsafe is not None:
-        raise unsafe
-
-
-def _check_results(args: argparse.Namespace, pairs: int) -> None:
-    """Refuses before the work what could not be written after it."""
-    for flag, path in (("--out", args.out), ("--plot", args.plot)):
-        if path is None:
-            continue
-        if (path.exists() and not path.is_file()) or not path.parent.is_dir():
-            raise ValueError(
-                f"[profile] {flag}: expected a file in an existing folder, got {str(path)!r}"
-            )
-        if path.exists() and path.samefile(args.pairs):
-            raise ValueError(f"[profile] {flag}: expected another file than --pairs, got the same")
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(
-                f"[profile] {flag}: expected a writable folder, got {str(path.parent)!r}"
-            )
-    if args.plot is not None:
-        check_plot(args.plot)
-    if not args.save:
-        return
-    if args.no_agreement:
-        raise ValueError("[profile] --save: expected with the agreement, got --no-agreement")
-    needed = needed_pairs(args.min_agreement)
-    if pairs < needed:
-        raise ValueError(
-            f"[profile] --save: expected at least {needed} pairs (for min_agreement "
-            f"{args.min_agreement:g}), got {pairs}"
-        )
+    profile_command.add_arguments(parser)

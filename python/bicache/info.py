@@ -70,11 +70,11 @@ def as_text(facts: dict[str, Any]) -> str:
         "details": f"norm eps {config['norm_eps']:.3g}, RoPE theta {config['rope_theta']:g}, "
         f"QK norm {'yes' if config['qk_norm'] else 'no'}, logit shift {config['shift']}",
         "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
-        f"{_bytes(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
-        "weight memory": f"about {_bytes(weights['f32'])} as f32, "
-        f"{_bytes(weights['bf16'])} as bf16",
-        "prefix memory": f"{_bytes(facts['kv_bytes_per_token'])} per prefix token, if all layers "
-        "are kept",
+        f"{bytes_text(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
+        "weight memory": f"about {bytes_text(weights['f32'])} as f32, "
+        f"{bytes_text(weights['bf16'])} as bf16",
+        "prefix memory": f"{bytes_text(facts['kv_bytes_per_token'])} per prefix token, if all "
+        "layers are kept",
         "tokenizer": "none: prompts must be token ids" if tokens is None else f"{tokens} tokens",
         "defaults": _settings(facts["generation"]) or "the engine's",
         "calibration": _settings(facts["calibration"]) or 'none: cache="auto" is an error',
@@ -93,7 +93,8 @@ def _settings(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in short.items())
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
+    """For a reader, e.g. "14.93 GiB"."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from dataclasses import dataclass
@@ -29,13 +30,35 @@ def integer(value: object, where: str, low: int, high: int | None = None) -> int
         low: Smallest value.
         high: Largest value; None: none.
     """
-    expected = f"expected an integer >= {low}" if high is None else f"expected {low}..{high}"
+    expected = f"expected an integer {f'>= {low}' if high is None else f'{low}..{high}'}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"[{where}: {expected}, got {value!r}")
     number = operator.index(value)
     if number < low or (high is not None and number > high):
         raise ValueError(f"[{where}: {expected}, got {number}")
     return number
+
+
+def number(value: object, where: str, low: float, high: float = math.inf) -> float:
+    """`value` as a finite float in low..high; TypeError or ValueError "[where: expected ...".
+
+    Args:
+        value: A Python or NumPy number; bool is none.
+        where: For messages, e.g. "cache] dllm_cache transfer_ratio".
+        low: Smallest value.
+        high: Largest value; inf: none.
+    """
+    expected = f"expected a number {f'>= {low:g}' if high == math.inf else f'{low:g}..{high:g}'}"
+    real = (int, float, np.integer, np.floating)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, real):
+        raise TypeError(f"[{where}: {expected}, got {value!r}")
+    try:
+        converted = float(value)
+    except OverflowError:
+        converted = math.inf
+    if not low <= converted <= high or not math.isfinite(converted):
+        raise ValueError(f"[{where}: {expected}, got {shown(value)}")
+    return converted
 
 
 def shown(value: object) -> str:

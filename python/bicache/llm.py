@@ -39,7 +39,7 @@ class LLM(LoadedModel):
         threads: CPU threads; None: all this process may use (affinity and cgroup quota).
         cache: Cache policy of requests that name none: a cache string such as "none" or
             "bicache:depth=5", a policy object, or "auto" (what bicache.json beside the checkpoint
-            says).
+            says; "auto+dllm_cache" joins that with another policy, uncalibrated).
         prefix_budget_bytes: Memory for shared prefixes kept across requests.
         prefix_dtype: How they are held: "f32", or "bf16" (half the memory; what is reused is
             rounded, so answers may differ from f32's).

@@ -17,7 +17,7 @@ from . import _core
 from .checkpoint import Sidecar, resolve_path
 from .inputs import Encoder, Ids, Prompt, as_ids, as_rows, check_text, integer
 from .jsonfile import as_path
-from .policies import Policy
+from .policies import Policy, engine_policy
 from .prefixes import as_salt
 from .tokenizer import Tokenizer
 
@@ -260,14 +260,13 @@ class LoadedModel:
         return self._as_policy(cache).spec
 
     def _as_policy(self, cache: object) -> _core.Policy:
-        if isinstance(cache, Policy):
-            return cache.handle(self.config.layers)
-        if not isinstance(cache, str):
-            raise TypeError(
-                f"[cache] policy: expected a string or a policy object, got {type(cache).__name__}"
-            )
-        if cache != "auto":
-            return _core.make_policy(check_text(cache, "cache] policy"))
+        if isinstance(cache, str) and "auto" in (parts := cache.split("+")):
+            calibrated = self._calibrated()
+            cache = "+".join(calibrated if part == "auto" else part for part in parts)
+        return engine_policy(cache, self.config.layers)
+
+    def _calibrated(self) -> str:
+        """The cache string stored beside the checkpoint."""
         calibration = self._sidecar.calibration
         stored, of = calibration.get("cache"), calibration.get("fingerprint")
         if stored is None:
@@ -281,7 +280,7 @@ class LoadedModel:
                 f"{self.path / 'bicache.json'}, got one of another ({of}); make a new one: "
                 f"bicache profile {self.path} --pairs FILE.jsonl --save"
             )
-        return _core.make_policy(stored)
+        return str(stored)
 
     def _find_eot(self) -> int:
         """The end-of-turn id that config.json may leave to the tokenizer; -1: none."""

@@ -11,17 +11,34 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _core
+from .inputs import shown
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+_TYPES: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "ints": list}
+
+_EXPECTED: dict[type, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    list: "a list of integers",
+}
 
 # Names that users of other projects know.
 ALIASES = {"max_new_tokens": "gen_length", "alg": "remasking", "block_size": "block_length"}
 
-# A stored default chosen for a certain length no longer fits when the user sets that length.
-_TIED = {"gen_length": ("steps", "block_length"), "block_length": ("steps",)}
+# Stored defaults were chosen together: those that no longer fit when the user sets this one.
+_TIED = {
+    "gen_length": ("steps", "block_length"),
+    "block_length": ("steps",),
+    "threshold": ("steps", "factor", "alg_temp"),
+    "factor": ("steps", "threshold", "alg_temp"),
+    "alg_temp": ("threshold", "factor"),
+    "remasking": ("threshold", "factor", "alg_temp", "confidence_eos_eot_inf"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,8 @@ class Option:
 
     Attributes:
         name: Keyword, e.g. "gen_length"; the command-line flag is the same with dashes.
-        type: int, float, bool or str.
-        default: The default; None where it follows from other options (`help` says how).
+        type: int, float, bool, str, or list for a list of integers.
+        default: The default; None where it is off or follows from others (`help` says which).
         help: One line.
         choices: The values a string may have; empty: any.
     """
@@ -47,12 +64,17 @@ class Option:
         """Other keywords for this option."""
         return tuple(alias for alias, name in ALIASES.items() if name == self.name)
 
+    @property
+    def annotation(self) -> str:
+        """The type as in a signature."""
+        return "list[int]" if self.type is list else self.type.__name__
+
     def describe(self) -> str:
         """The help line with choices, default and aliases."""
         parts = [self.help]
         if self.choices:
             parts.append(f"one of {', '.join(self.choices)}")
-        if self.default is not None:
+        if self.default is not None and self.default != []:
             parts.append(f"default: {self.default}")
         if self.aliases:
             parts.append(f"also: {', '.join(self.aliases)}")
@@ -73,10 +95,9 @@ class Option:
                 )
             return value
         if self.type is int and not is_bool and isinstance(value, int):
-            number = operator.index(value)
-            if not -(2**63) <= number < 2**63:
-                raise ValueError(f"[{where}] {self.name}: expected a 64-bit integer, got {number}")
-            return number
+            return self._integer(value, where)
+        if self.type is list and isinstance(value, (list, tuple, np.ndarray)):
+            return self._integers(value, where)
         if self.type is float and not is_bool and isinstance(value, (int, float)):
             try:
                 return float(value)
@@ -84,10 +105,31 @@ class Option:
                 raise ValueError(
                     f"[{where}] {self.name}: expected a finite number, got one beyond a float"
                 ) from None
-        names = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
-        raise TypeError(
-            f"[{where}] {self.name}: expected {names[self.type]}, "
-            f"got {value!r} ({type(value).__name__})"
+        raise self._wrong_type(value, where)
+
+    def _integer(self, value: int, where: str) -> int:
+        number = operator.index(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"[{where}] {self.name}: expected a 64-bit integer, got {number}")
+        return number
+
+    def _integers(
+        self, values: list[Any] | tuple[Any, ...] | NDArray[Any], where: str
+    ) -> list[int]:
+        if isinstance(values, np.ndarray) and (values.ndim != 1 or values.dtype.kind not in "iu"):
+            raise TypeError(
+                f"[{where}] {self.name}: expected a 1-D array of integers, "
+                f"got {values.dtype} {list(values.shape)}"
+            )
+        for value in values:
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+                raise self._wrong_type(value, where)
+        return [self._integer(int(value), where) for value in values]
+
+    def _wrong_type(self, value: object, where: str) -> TypeError:
+        return TypeError(
+            f"[{where}] {self.name}: expected {_EXPECTED[self.type]}, "
+            f"got {shown(value)} ({type(value).__name__})"
         )
 
 
@@ -151,7 +193,7 @@ def documented(function: _F) -> _F:
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=option.default,
-            annotation=option.type.__name__ + (" | None" if option.default is None else ""),
+            annotation=option.annotation + (" | None" if option.default is None else ""),
         )
         for option in table.values()
     ]

@@ -6,18 +6,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from . import _core
-from .inputs import check_text, integer
+from .depth_rules import DepthFunction, DepthPolicy, HasDepths, checked_depth, depth_hook
+from .inputs import check_text, integer, number, shown
 
 _MAX_STEPS = 10**9 - 1
 
 
 class Policy(ABC):
-    """Which rows are recomputed in which layer at which step."""
+    """Which rows are recomputed in which layer at which step.
+
+    `a + b` joins a policy for the shared prefix's rows (Naive, BiCache) with one for all others
+    (NoCache, FastDLLM, DLLMCache), in either order. ValueError: both speak for the same rows.
+    """
 
     @abstractmethod
     def spec(self) -> str:
@@ -26,6 +30,44 @@ class Policy(ABC):
     def handle(self, layers: int | None = None) -> _core.Policy:
         """As the engine takes it, for a model of `layers` layers."""
         return _core.make_policy(self.spec())
+
+    def __add__(self, other: Policy) -> Policy:
+        _check_no_string(other)
+        return Composed(self, other) if isinstance(other, Policy) else NotImplemented
+
+    def __radd__(self, other: object) -> Policy:
+        _check_no_string(other)
+        return NotImplemented
+
+
+@dataclass(frozen=True)
+class Composed(Policy):
+    """What `a + b` makes: one policy for the shared prefix's rows, one for all others.
+
+    A refresh of either side touches its own rows only.
+
+    Attributes:
+        prefix: Speaks for the rows of the shared prefix. May be given second.
+        rest: Speaks for all other rows.
+    """
+
+    prefix: Policy
+    rest: Policy
+
+    def __post_init__(self) -> None:
+        # The engine knows which of them speaks for the prefix, and names that one first.
+        if not self.spec().startswith(self.prefix.spec()):
+            first, second = self.rest, self.prefix
+            object.__setattr__(self, "prefix", first)
+            object.__setattr__(self, "rest", second)
+
+    def spec(self) -> str:
+        """The cache string of both, the prefix's policy first."""
+        return self.handle().spec
+
+    def handle(self, layers: int | None = None) -> _core.Policy:
+        """As the engine takes it, for a model of `layers` layers."""
+        return _core.compose(self.prefix.handle(layers), self.rest.handle(layers))
 
 
 @dataclass(frozen=True)
@@ -49,53 +91,11 @@ class Naive(Policy):
     source: str = "alone"
 
     def __post_init__(self) -> None:
-        if self.source not in ("alone", "first_request"):
-            raise ValueError(
-                f"[cache] naive source: expected alone or first_request, got {self.source!r}"
-            )
+        _check_choice(self.source, "naive source", ("alone", "first_request"))
 
     def spec(self) -> str:
         """The cache string of this policy."""
         return f"naive:source={self.source}"
-
-
-RequestInfo = _core.RequestInfo
-DepthFunction = Callable[[RequestInfo], int]
-
-
-class DepthPolicy(ABC):
-    """A user's rule for how deep a request reuses its prefix; `BiCache(depth=MyRule())`.
-
-    Attributes:
-        observes: Whether `info.drift` is wanted: some prefix rows then run along at every refresh,
-            which costs what the statistics count.
-    """
-
-    observes: bool = False
-
-    @abstractmethod
-    def depth(self, info: RequestInfo) -> int:
-        """Depth b, 0..L, from this step on; asked at every refresh.
-
-        Args:
-            info: p, u, g and n (rows of prefix, own prompt, response and all), layers (L), ratio
-                (100 p / n), step, depth (in force so far; -1: none), drift (1 - cosine of the
-                observed rows' K and V to the prefix entry's, per layer that the entry holds;
-                None: not measured yet) and state_drift (the same of the residual entering the
-                layer; NaN where the entry does not hold it, as in layer 0). ratio is that of the
-                request, whatever BiCache.ratio says.
-        """
-
-    def reachable(self, layers: int) -> Sequence[int] | None:
-        """Every depth it may return on a model of `layers` layers; None: all of them.
-
-        The store keeps what these can read and no more.
-        """
-        return None
-
-
-class _HasDepths(Protocol):
-    def depth_string(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class BiCache(Policy):
         probe_rows: Prefix rows that are observed, where something asks for it.
     """
 
-    depth: int | str | Mapping[int, int] | DepthPolicy | DepthFunction | _HasDepths
+    depth: int | str | Mapping[int, int] | DepthPolicy | DepthFunction | HasDepths
     refresh_steps: int = 16
     splice: str = "official"
     refresh: str = "steps"
@@ -136,7 +136,7 @@ class BiCache(Policy):
     probe_rows: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _checked_depth(self.depth))
+        object.__setattr__(self, "depth", checked_depth(self.depth))
         for name in ("refresh_steps", "probe_rows"):
             value = integer(getattr(self, name), f"cache] bicache {name}", 1, _MAX_STEPS)
             object.__setattr__(self, name, value)
@@ -170,49 +170,127 @@ class BiCache(Policy):
 
     def handle(self, layers: int | None = None) -> _core.Policy:
         """As the engine takes it, for a model of `layers` layers."""
-        hook = None
-        if isinstance(self.depth, DepthPolicy):
-            rule = self.depth
-            depths = None if layers is None else rule.reachable(layers)
-            if depths is not None:
-                if not isinstance(depths, Iterable):
-                    raise TypeError(
-                        "[cache] depth hook reachable: expected depths or None, "
-                        f"got {type(depths).__name__}"
-                    )
-                depths = [integer(b, "cache] depth hook reachable", 0, layers) for b in depths]
-            hook = _core.DepthHook(rule.depth, reachable=depths, observes=bool(rule.observes))
-        elif callable(self.depth):
-            hook = _core.DepthHook(self.depth)
-        return _core.make_policy(self._settings(), hook)
+        return _core.make_policy(self._settings(), depth_hook(self.depth, layers))
 
 
-def _checked_depth(depth: object) -> object:
-    """What BiCache.depth holds: a number, a sorted table, a string without separators, a rule."""
-    if isinstance(depth, Mapping):
-        if not depth:
-            raise ValueError("[cache] bicache depth: expected at least one ratio, got {}")
-        table = {
-            integer(ratio, "cache] bicache depth, ratio", 0, 100): integer(
-                layers, f"cache] bicache depth at ratio {ratio}", 0
-            )
-            for ratio, layers in depth.items()
-        }
-        return dict(sorted(table.items()))
-    if isinstance(depth, type):
-        raise TypeError(
-            f"[cache] bicache depth: expected a depth or a rule, got the class {depth.__name__} "
-            "itself"
+@dataclass(frozen=True)
+class FastDLLM(Policy):
+    """Rows outside the block that is being decoded lend K/V (Fast-dLLM, arXiv 2505.22618).
+
+    At a block's first step all rows run; at its other steps the block alone, or the block and what
+    follows it. Pays where blocks are short beside the canvas; with many tokens per step (threshold)
+    a block may be done before the second step, and then nothing is saved. `+ BiCache(...)`
+    leaves the shared prefix to BiCache.
+
+    Attributes:
+        mode: "prefix" (all rows from the block's start on run: the prefix cache) or "dual" (the
+            block alone: prefix and suffix cache).
+        refresh_steps: All rows run at every so many steps of a block as well; None: only at its
+            first, as published. 1 recomputes everything: equal to "none".
+        block_start: "commit" (the pass over all rows commits tokens, as in Fast-dLLM) or "fill"
+            (it fills the caches only, and the block's rows run again for the same step, as in the
+            official BiCache engine).
+    """
+
+    mode: str = "prefix"
+    refresh_steps: int | None = None
+    block_start: str = "commit"
+
+    def __post_init__(self) -> None:
+        _check_choice(self.mode, "fast_dllm mode", ("prefix", "dual"))
+        _check_choice(self.block_start, "fast_dllm block_start", ("commit", "fill"))
+        if self.refresh_steps is not None:
+            value = integer(self.refresh_steps, "cache] fast_dllm refresh_steps", 1, _MAX_STEPS)
+            object.__setattr__(self, "refresh_steps", value)
+
+    def spec(self) -> str:
+        """The cache string of this policy."""
+        return self.handle().spec
+
+    def handle(self, layers: int | None = None) -> _core.Policy:
+        """As the engine takes it, for a model of `layers` layers."""
+        refresh = "none" if self.refresh_steps is None else self.refresh_steps
+        return _core.make_policy(
+            f"fast_dllm:mode={self.mode},refresh_steps={refresh},block_start={self.block_start}"
         )
-    if hasattr(depth, "depth_string"):  # a DepthTable
-        depth = depth.depth_string()
-    if isinstance(depth, str):
-        if not depth or depth == "hook" or set(depth) & set(",+="):
-            raise ValueError(
-                "[cache] bicache depth: expected a number, a table such as 0:1/30:10, "
-                f"agreement:TABLE or probe:TAU, got {depth!r}"
-            )
-        return check_text(depth, "cache] bicache depth")
-    if isinstance(depth, DepthPolicy) or callable(depth):
-        return depth
-    return integer(depth, "cache] bicache depth", 0)
+
+
+@dataclass(frozen=True)
+class DLLMCache(Policy):
+    """Prompt rows run rarely, response rows where their V moved (dLLM-Cache, arXiv 2506.06295).
+
+    The response rows run all together every gen_interval_steps; at other steps, in each layer but
+    the first (which they always run through), those of them whose V has moved most, and the others
+    add the output they had. Pays most where the prompt is much longer than the response.
+    `+ BiCache(...)` leaves the shared prefix to BiCache: the prompt is then the request's own.
+
+    Attributes:
+        prompt_interval_steps: Steps between two recomputations of the prompt's rows (Kp).
+        gen_interval_steps: Steps between two recomputations of all response rows (Kr). Both 1:
+            everything is recomputed, equal to "none".
+        transfer_ratio: Share of the response rows that are recomputed at other steps, 0..1 (rho);
+            0: none.
+        drift: What V's movement is measured from: "last_step", as published (slow drift never
+            shows), or "since_recompute" (V as it was when the row was last recomputed).
+        new_tokens: What becomes of rows whose token the step before committed: "compete" for being
+            chosen, as published, or "recompute" (they are, besides the share: where a step commits
+            more tokens than the share holds, some would never get past the first layer).
+    """
+
+    prompt_interval_steps: int = 50
+    gen_interval_steps: int = 7
+    transfer_ratio: float = 0.25
+    drift: str = "last_step"
+    new_tokens: str = "compete"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_interval_steps", "gen_interval_steps"):
+            value = integer(getattr(self, name), f"cache] dllm_cache {name}", 1, _MAX_STEPS)
+            object.__setattr__(self, name, value)
+        ratio = number(self.transfer_ratio, "cache] dllm_cache transfer_ratio", 0, 1)
+        object.__setattr__(self, "transfer_ratio", ratio)
+        _check_choice(self.drift, "dllm_cache drift", ("last_step", "since_recompute"))
+        _check_choice(self.new_tokens, "dllm_cache new_tokens", ("compete", "recompute"))
+
+    def spec(self) -> str:
+        """The cache string of this policy."""
+        return self.handle().spec
+
+    def handle(self, layers: int | None = None) -> _core.Policy:
+        """As the engine takes it, for a model of `layers` layers."""
+        return _core.make_policy(
+            f"dllm_cache:prompt_interval_steps={self.prompt_interval_steps},"
+            f"gen_interval_steps={self.gen_interval_steps},"
+            f"transfer_ratio={self.transfer_ratio},drift={self.drift},"
+            f"new_tokens={self.new_tokens}"
+        )
+
+
+def _check_no_string(other: object) -> None:
+    if isinstance(other, str):
+        raise TypeError(
+            "[cache] '+': expected two policy objects, or one string such as "
+            f'"bicache:depth=5+dllm_cache", got an object and {shown(other)}'
+        )
+
+
+def engine_policy(cache: object, layers: int) -> _core.Policy:
+    """A cache string or a policy object as the engine takes it, for a model of `layers` layers.
+
+    Raises:
+        TypeError: Neither of them.
+        ValueError: Unknown policies or settings; the message lists what exists.
+    """
+    if isinstance(cache, Policy):
+        return cache.handle(layers)
+    if not isinstance(cache, str):
+        raise TypeError(
+            "[cache] policy: expected a string or a policy object, "
+            f"got {shown(cache)} ({type(cache).__name__})"
+        )
+    return _core.make_policy(check_text(cache, "cache] policy"))
+
+
+def _check_choice(value: object, what: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"[cache] {what}: expected {' or '.join(choices)}, got {value!r}")

@@ -75,8 +75,8 @@ class Output:
         text: The response up to the first end-of-text token and the first stop string, without
             special tokens; "" if the checkpoint has no tokenizer.
         tokens: The whole response. int32 [g]
-        confidences: Probability of each token when it was committed; NaN where none was.
-            float32 [g]
+        confidences: Probability of each token when it was committed, without noise or
+            temperature, by every rule; NaN where none was. float32 [g]
         finish_reason: "eos", "stop" (a stop string was found), "length" or "cancelled".
         stats: The work it took.
     """
