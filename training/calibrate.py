@@ -17,10 +17,11 @@ from typing import Any
 
 import bicache
 from bicache.checkpoint import Sidecar
-from export import questions
+from export import chain_questions, questions
 
 WORDS = {"records": 2, "records-scratch": 2, "records-control": 1}  # of one record
 LENGTHS = (6, 12, 24, 40)  # records of the documents: the share of prefix rows grows with them
+CHAIN_LENGTHS = (8, 16, 24, 40)
 SEED = 30_000
 REFRESH_STEPS = (16, 4, 2, 1)
 TAU = 0.97
@@ -36,12 +37,15 @@ def draw(count: int, length: int, seed: int, words: int) -> list[dict[str, str]]
 
 
 def calibrate(llm: bicache.LLM, words: int, count: int) -> tuple[bicache.DepthTable, list[int]]:
+    """As calibrate_on, with `count` questions about documents of each of LENGTHS."""
+    return calibrate_on(llm, [x for n in LENGTHS for x in draw(count, n, SEED, words)])
+
+
+def calibrate_on(
+    llm: bicache.LLM, lines: list[dict[str, Any]]
+) -> tuple[bicache.DepthTable, list[int]]:
     """The profile at the largest refresh interval with a safe depth, and the intervals without."""
-    pairs = [
-        (line["prefix"], line["prompt"])
-        for length in LENGTHS
-        for line in draw(count, length, SEED, words)
-    ]
+    pairs = [(line["prefix"], line["prompt"]) for line in lines]
     failed: list[int] = []
     for steps in REFRESH_STEPS:
         table = bicache.profile(
@@ -55,11 +59,15 @@ def calibrate(llm: bicache.LLM, words: int, count: int) -> tuple[bicache.DepthTa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", choices=list(WORDS))
+    parser.add_argument("model", choices=[*WORDS, "chain"])
     parser.add_argument("--questions", type=int, default=600, help="per document length")
     args = parser.parse_args()
     llm = bicache.LLM(args.model)
-    table, failed = calibrate(llm, WORDS[args.model], args.questions)
+    if args.model == "chain":
+        lines = [x for n in CHAIN_LENGTHS for x in chain_questions(args.questions, n, SEED + n)]
+        table, failed = calibrate_on(llm, lines)
+    else:
+        table, failed = calibrate(llm, WORDS[args.model], args.questions)
     print(table.summary())
     if failed:
         print(f"no safe depth at refresh_steps {', '.join(map(str, failed))}")

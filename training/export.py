@@ -4,28 +4,32 @@
         --out python/bicache/models/records
 
 Writes config.json, model.safetensors (bfloat16, LLaDA's tensor names), tokenizer.json and
-questions.jsonl (held-out). calibrate.py then adds bicache.json; README.md, the model card, is
-written by hand.
+questions.jsonl (held-out; for the chain task, about documents of each length of `test_records`).
+calibrate.py then adds bicache.json; README.md, the model card, is written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import chain
 import numpy as np
 import records
 import tomllib
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from train import task_of
 
 CONTEXT = 256  # rows; trained on at most 1 + 2 * 40 + 6 + 8
 HELD_OUT_SEED = 20_000
+CHAIN_QUESTIONS = 512  # per document length
 
 
-def config(model: dict, layers: int) -> dict:
+def config(model: dict, layers: int, vocabulary: int) -> dict:
     """config.json with the keys of LLaDA's configuration file."""
     return {
         "architectures": ["LLaDAModelLM"],
@@ -35,8 +39,8 @@ def config(model: dict, layers: int) -> dict:
         "n_kv_heads": model["heads"],
         "n_layers": layers,
         "mlp_hidden_size": model["ffn"],
-        "vocab_size": len(records.VOCABULARY),
-        "embedding_size": len(records.VOCABULARY),
+        "vocab_size": vocabulary,
+        "embedding_size": vocabulary,
         "max_sequence_length": CONTEXT,
         "rms_norm_eps": 1e-5,
         "rope_theta": model["theta"],
@@ -65,9 +69,10 @@ def tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
     """Words between white space; case and commas do not matter, "?" is a word of its own."""
-    t = Tokenizer(models.WordLevel(records.ID, unk_token=records.SPECIAL[records.UNK]))
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    t = Tokenizer(models.WordLevel(ids, unk_token=records.SPECIAL[records.UNK]))
     t.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
@@ -103,6 +108,34 @@ def questions(
     return lines
 
 
+def chain_questions(count: int, length: int, seed: int, per_document: int = 8) -> list[dict]:
+    """`count` distinct chain questions about documents of `length` one-word records."""
+    rng = np.random.default_rng(seed)
+    lines: list[dict] = []
+    while len(lines) < count:
+        (document,) = records.draw_documents(rng, 1, length)
+        prefix = records.document_text(document, words=1)
+        present = rng.permutation(np.unique(document // len(records.ANIMALS)))[:per_document]
+        rows = np.repeat(document[None], len(present), axis=0)
+        for q, a in zip(*chain.questions_about(rows, present), strict=True):
+            line = {"prefix": prefix, "prompt": chain.text(q), "answer": chain.text(a)}
+            lines.append(line | {"operation": "chain", "records": length})
+    return lines[:count]
+
+
+def held_out(recipe: dict, documents: int, per_document: int) -> list[dict]:
+    """The lines of questions.jsonl."""
+    t, words = recipe["train"], recipe["stage"][-1]["words"]
+    if t.get("task") != "chain":
+        return questions(documents, per_document, t["test_records"], HELD_OUT_SEED, words)
+    lengths: list[int] = t["test_records"]
+    return [
+        line
+        for length in lengths
+        for line in chain_questions(CHAIN_QUESTIONS, length, HELD_OUT_SEED + length)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path)
@@ -113,14 +146,14 @@ def main() -> None:
     args = parser.parse_args()
     recipe = tomllib.loads(args.recipe.read_text())
     args.out.mkdir(parents=True, exist_ok=True)
-    trained = torch.load(args.checkpoint)
-    last = recipe["stage"][-1]
-    text = json.dumps(config(recipe["model"], last["layers"]), indent=2)
+    state = torch.load(args.checkpoint)["model"]
+    vocabulary = task_of(recipe).VOCABULARY
+    layers = recipe["stage"][-1]["layers"]
+    text = json.dumps(config(recipe["model"], layers, len(vocabulary)), indent=2)
     (args.out / "config.json").write_text(text + "\n")
-    save_file(tensors(trained["model"]), args.out / "model.safetensors", metadata={"format": "pt"})
-    tokenizer().save(str(args.out / "tokenizer.json"))
-    length = recipe["train"]["test_records"]
-    lines = questions(args.documents, args.questions, length, HELD_OUT_SEED, last["words"])
+    save_file(tensors(state), args.out / "model.safetensors", metadata={"format": "pt"})
+    tokenizer(vocabulary).save(str(args.out / "tokenizer.json"))
+    lines = held_out(recipe, args.documents, args.questions)
     (args.out / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -34,6 +34,9 @@ SLOTS = 8  # response length g
 QUESTION = 6  # tokens of a question, both forms
 RECORDS = len(COLOURS) * len(ANIMALS)
 
+# The shares of a batch that hold one operation only, by its name.
+OPERATIONS = {"one_colour": {"two_colour_share": 0.0}, "two_colours": {"two_colour_share": 1.0}}
+
 
 def draw_documents(rng: np.random.Generator, count: int, records: int) -> np.ndarray:
     """`count` documents of distinct records in random order: int [count, records]."""

@@ -4,7 +4,7 @@
 
 Follows the recipe stage by stage; 20 to 50 minutes of one CPU thread. Everything random comes from
 the recipe's seed and the step number, so a resumed run continues the same sequence of batches.
-Writes DIR/<stage>.pt every 250 steps and DIR/log.jsonl.
+Writes DIR/<stage>.pt every 250 steps, and DIR/log.jsonl as often or every `log_steps`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,34 @@ import argparse
 import json
 import time
 from pathlib import Path
+from types import ModuleType
 
+import chain
 import numpy as np
+import records
 import tomllib
 import torch
 import torch.nn.functional as F
 from model import DLM, ModelConfig, Optimizer, prepend_layers
-from records import MASK, QUESTION, SLOTS, VOCABULARY, draw_batch
+from records import MASK, QUESTION, SLOTS
+
+TASKS = {"records": records, "chain": chain}
+SAVE_STEPS = 250
+
+
+def task_of(recipe: dict) -> ModuleType:
+    """The module of the recipe's task."""
+    return TASKS[recipe["train"].get("task", "records")]
 
 
 @torch.no_grad()
-def exact_match(model: DLM, words: int, records: int, two_colours: bool, count: int = 256) -> float:
+def exact_match(
+    model: DLM, task: ModuleType, words: int, length: int, operation: str, count: int = 256
+) -> float:
     """Share of questions with all SLOTS tokens right: most confident token first, greedy."""
-    rng = np.random.default_rng(10_000 + records)
-    ids = torch.from_numpy(draw_batch(rng, count, records, words, float(two_colours)))
+    rng = np.random.default_rng(10_000 + length)
+    shares = task.OPERATIONS[operation]
+    ids = torch.from_numpy(task.draw_batch(rng, count, length, words, **shares))
     want = ids[:, -SLOTS:].clone()
     ids[:, -SLOTS:] = MASK
     for _ in range(SLOTS):
@@ -50,7 +64,8 @@ def loss_and_accuracy(model: DLM, ids: torch.Tensor, ratio: torch.Tensor, noise:
 
 
 def train_stage(stage: dict, recipe: dict, model: DLM, out: Path, log) -> None:
-    t, path = recipe["train"], out / f"{stage['name']}.pt"
+    t, path, task = recipe["train"], out / f"{stage['name']}.pt", task_of(recipe)
+    shares = {name: t[name] for name in next(iter(task.OPERATIONS.values()))}
     optimizer = Optimizer(model, t["muon_lr"], t["adam_lr"])
     low, high = stage["records"]
     first, cap, level, tokens = 0, low, 0.0, 0
@@ -63,11 +78,10 @@ def train_stage(stage: dict, recipe: dict, model: DLM, out: Path, log) -> None:
     for step in range(first, stage["steps"]):
         done = step / stage["steps"]
         rng = np.random.default_rng([t["seed"], stage["layers"], step])
-        records = cap if rng.random() < 0.5 else int(rng.integers(low, cap + 1))
-        length = 1 + stage["words"] * records + QUESTION + SLOTS
-        batch = max(8, stage["tokens_per_step"] // length)
-        drawn = draw_batch(rng, batch, records, stage["words"], t["two_colour_share"])
-        ids = torch.from_numpy(drawn)
+        length = cap if rng.random() < 0.5 else int(rng.integers(low, cap + 1))
+        rows = 1 + stage["words"] * length + QUESTION + SLOTS
+        batch = max(8, stage["tokens_per_step"] // rows)
+        ids = torch.from_numpy(task.draw_batch(rng, batch, length, stage["words"], **shares))
         ratio = torch.from_numpy(rng.uniform(*t["mask_ratio"], (batch, 1)).astype(np.float32))
         noise = torch.from_numpy(rng.random((batch, SLOTS), dtype=np.float32))
         loss, accuracy = loss_and_accuracy(model, ids, ratio, noise)
@@ -80,7 +94,8 @@ def train_stage(stage: dict, recipe: dict, model: DLM, out: Path, log) -> None:
             cap, level = min(high, cap + max(1, cap // 6)), stage["raise_at"] - 0.1
         if done > stage["full_by"]:
             cap = high
-        if (step + 1) % 250 == 0 or step + 1 == stage["steps"]:
+        last = step + 1 == stage["steps"]
+        if (step + 1) % t.get("log_steps", SAVE_STEPS) == 0 or last:
             line = {
                 "stage": stage["name"],
                 "step": step + 1,
@@ -88,11 +103,11 @@ def train_stage(stage: dict, recipe: dict, model: DLM, out: Path, log) -> None:
                 "records": cap,
                 "loss": round(loss.item(), 4),
                 "token_accuracy": round(level, 4),
-                "exact_match_one_colour": exact_match(model, stage["words"], cap, False),
-                "exact_match_two_colours": exact_match(model, stage["words"], cap, True),
-                "seconds": round(time.time() - start),
             }
-            log(line)
+            for name in task.OPERATIONS:
+                line[f"exact_match_{name}"] = exact_match(model, task, stage["words"], cap, name)
+            log(line | {"seconds": round(time.time() - start)})
+        if (step + 1) % SAVE_STEPS == 0 or last:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"next": step + 1, "cap": cap, "level": level, "tokens": tokens}
             torch.save(state, path.with_suffix(".tmp"))
@@ -117,7 +132,8 @@ def main() -> None:
     trained = None
     for stage in recipe["stage"]:
         torch.manual_seed(recipe["train"]["seed"])
-        config = ModelConfig(vocab=len(VOCABULARY), layers=stage["layers"], **recipe["model"])
+        vocab = len(task_of(recipe).VOCABULARY)
+        config = ModelConfig(vocab=vocab, layers=stage["layers"], **recipe["model"])
         if trained is None:
             model = DLM(config)
         else:
