@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,11 +27,11 @@ from typing import Any
 import bicache
 import numpy as np
 from bicache import _core
+from random_model import FIRST_WORD, MID, SMALL, Shape, write_checkpoint
 
 RATIOS = (0.5, 0.77, 0.9)  # shared-prefix rows over all rows
 GEN_LENGTH, STEPS, NONE_STEPS = 32, 16, 4  # one block; STEPS and NONE_STEPS divide GEN_LENGTH
 WITHIN = f"bicache:depth=0,refresh_steps={STEPS}"
-EOS, MASK, FIRST_WORD = 0, 2, 4
 
 # Depths measured on LLaDA-8B by running the official profiler (threshold 0.97): from that
 # percentage of prefix rows on, so many of its 32 layers.
@@ -42,42 +40,6 @@ LLADA_DEPTHS = {
     0: 1, 5: 2, 10: 3, 13: 5, 15: 7, 20: 8, 21: 9, 30: 10, 49: 11, 54: 13, 66: 14, 68: 15, 73: 16,
     87: 17, 93: 18, 95: 19, 97: 20, 98: 22, 99: 32,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shape:
-    layers: int
-    dim: int
-    heads: int
-    ffn: int
-    vocab: int
-
-    def tensors(self) -> dict[str, tuple[tuple[int, ...], float]]:
-        """Shape and standard deviation of every tensor, under LLaDA's names; 0: all ones."""
-        e, f, v = self.dim, self.ffn, self.vocab
-        all_ = {"wte": ((v, e), 1.0), "ln_f": ((e,), 0.0), "ff_out": ((v, e), 2 * e**-0.5)}
-        for layer in range(self.layers):
-            block = {"attn_norm": ((e,), 0.0), "ff_norm": ((e,), 0.0)}
-            block |= {name: ((e, e), e**-0.5) for name in ("q_proj", "k_proj", "v_proj")}
-            block |= {"attn_out": ((e, e), e**-0.5), "ff_out": ((e, f), f**-0.5)}
-            block |= {name: ((f, e), e**-0.5) for name in ("ff_proj", "up_proj")}
-            all_ |= {f"blocks.{layer}.{name}": what for name, what in block.items()}
-        return {f"model.transformer.{name}.weight": what for name, what in all_.items()}
-
-    def config(self, context: int) -> dict[str, Any]:
-        """config.json with LLaDA's keys."""
-        return {
-            "model_type": "llada", "block_type": "llama", "layer_norm_type": "rms",
-            "activation_type": "silu", "rope": True, "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
-            "n_layers": self.layers, "d_model": self.dim, "n_heads": self.heads,
-            "n_kv_heads": self.heads, "mlp_hidden_size": self.ffn, "vocab_size": self.vocab,
-            "embedding_size": self.vocab, "max_sequence_length": context, "mask_token_id": MASK,
-            "eos_token_id": EOS,
-        }  # fmt: skip
-
-
-MID = Shape(layers=18, dim=1536, heads=12, ffn=4096, vocab=32000)
-SMALL = Shape(layers=4, dim=64, heads=4, ffn=96, vocab=128)  # for tests
 
 
 @dataclass(frozen=True)
@@ -103,39 +65,6 @@ class Split:
         percent = round(100 * self.p / self.n)
         found = LLADA_DEPTHS[max(at for at in LLADA_DEPTHS if at <= percent)]
         return max(1, round(found * layers / LLADA_LAYERS))
-
-
-def write_checkpoint(folder: Path, shape: Shape, context: int) -> None:
-    """A safetensors file of seeded random bfloat16, tensor by tensor.
-
-    Raises:
-        OSError: The disk has too little room.
-    """
-    tensors = shape.tensors()
-    header: dict[str, Any] = {}
-    end = 0
-    for name, (dims, _) in tensors.items():
-        begin, end = end, end + 2 * math.prod(dims)
-        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [begin, end]}
-    free = shutil.disk_usage(folder).free
-    if free < end + 2**20:
-        raise OSError(
-            f"[bicache_speed] room in {folder} (TMPDIR chooses): expected {end + 2**20} bytes, "
-            f"got {free}"
-        )
-    rng = np.random.default_rng(0)
-    head = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for name, (dims, deviation) in tensors.items():
-            values = np.ones(dims, np.float32)
-            if deviation > 0:
-                values = rng.standard_normal(dims, np.float32) * np.float32(deviation)
-            if name == "model.transformer.ff_out.weight":
-                values[[EOS, MASK]] = 0  # never the most likely: every step commits its share
-            # A float32's upper half is a bfloat16.
-            file.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
-    (folder / "config.json").write_text(json.dumps(shape.config(context)))
 
 
 def pass_flops(shape: Shape, rows: list[int], keys: int, head_rows: int) -> int:

@@ -216,6 +216,144 @@ def bicache_speed(report: Report) -> str:
     )
 
 
+def caching_flops(report: Report) -> str:
+    head = ["workload", "P", "G", "policy", "FLOPs a token", "less than `none`", "than the loop"]
+    rows = [
+        [
+            load["name"],
+            str(load["prompt"]),
+            str(load["response"]),
+            p["reuse"],
+            f"{p['flops'] / load['response'] / 1e12:.2f} T",
+            f"{p['over_none']:.2f}x",
+            f"{p['over_loop']:.2f}x",
+        ]
+        for load in report["workloads"]
+        for p in load["policies"]
+    ]
+    return table(head, rows) + (
+        f"\nLLaDA-8B's sizes; `bicache` at depth {report['depth']} of 32, refreshed as often as "
+        "dllm_cache's prompt, with three quarters of the prompt shared and its entry in the "
+        "store.\n"
+    )
+
+
+def caching_flops_summary(report: Report) -> str:
+    head = ["workload", "P", "G", "less than the published loop", "less than `none`"]
+    rows = [
+        [
+            load["name"],
+            str(load["prompt"]),
+            str(load["response"]),
+            f"{p['over_loop']:.1f}x",
+            f"{p['over_none']:.1f}x",
+        ]
+        for load in report["workloads"]
+        for p in load["policies"]
+        if p["reuse"] == "dllm_cache"
+    ]
+    return table(head, rows) + (
+        "\nP prompt and G response tokens, one token a step. The published loop runs the output "
+        "head over every row, `none` where logits are read.\n"
+    )
+
+
+def dllm_cache_speed(report: Report) -> str:
+    r, model = report["result"], report["model"]
+    head = ["steps that refresh", "steps", "share of the time", "FLOPs a second, of `none`'s"]
+    rows = [
+        [k["refreshes"], str(k["steps"]), percent(k["share_of_time"]), percent(k["rate_over_none"])]
+        for k in r["kinds"]
+    ]
+    return (
+        f"Speed {r['speed']:.2f}x `none`'s, of {r['allowed']:.2f}x allowed: "
+        f"{percent(r['efficiency'])}.\n\n"
+        + table(head, rows)
+        + f"\nP = {report['prompt']}, G = {report['response']}, `{report['cache']}`; "
+        f"{model['layers']} layers, d {model['dim']}, FFN {model['ffn']}, vocabulary "
+        f"{model['vocab']}, random weights in {report['dtype']}; {report['threads']} threads, "
+        f"{report['isa']} kernels; median of {report['rounds']} interleaved rounds.\n"
+    )
+
+
+def points(loss: float) -> str:
+    return f"{100 * loss:+.1f}"
+
+
+def caching_accuracy(report: Report) -> str:
+    text = ""
+    for model in report["models"]:
+        lengths = model["lengths"]
+        head = ["setting"]
+        for length in lengths:
+            head += [f"EM, {length['records']} records", "lost points", "FLOPs", "steps"]
+        rows = []
+        for setting in lengths[0]["settings"]:
+            row = [f"`{setting}`"]
+            for length in lengths:
+                cell = length["settings"][setting]
+                row += [
+                    percent(cell["exact_match"]),
+                    f"{points(cell['loss'])} ± {100 * cell['loss_interval']:.1f}",
+                    percent(cell["flops_share"]),
+                    f"{cell['steps']:.1f}",
+                ]
+            rows.append(row)
+        text += f"\n**`{model['model']}`** (`auto` is `{model['auto']}`)\n\n" + table(head, rows)
+    return text + (
+        f"\n{report['questions']} paired questions a cell, {report['isa']} kernels; EM: exact "
+        "match; lost: against `none` at one token a step, ± 95 % interval; FLOPs: of `none`'s, "
+        "prefix entries included.\n"
+    )
+
+
+def caching_accuracy_summary(report: Report) -> str:
+    models = [model["model"] for model in report["models"]]
+    head = ["setting", "FLOPs of `none`", *(f"`{name}`" for name in models), "safe"]
+    rows = [
+        [
+            f"`{row['setting']}`",
+            spread([100 * share for share in row["flops_share"]], "{:.0f}") + " %",
+            *(points(row["worst_loss"][name]) for name in models),
+            "yes" if row["safe"] else "no",
+        ]
+        for row in report["summary"]
+    ]
+    return table(head, rows) + (
+        f"\nWorst loss over the document lengths, in points of exact match ({report['questions']} "
+        f"paired questions each); safe: at most {100 * report['max_loss']:.1f} on every model.\n"
+    )
+
+
+def caching_recommended(report: Report) -> str:
+    """Of each group the cheapest safe settings, then settings that lose."""
+    models = [model["model"] for model in report["models"]]
+    rows = report["summary"]
+    cheap = sorted(rows, key=lambda row: sum(row["flops_share"]))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+
+    def cheapest(group: str, safe: bool, count: int) -> list[Report]:
+        return [r for r in cheap if r["group"] == group and r["safe"] == safe][:count]
+
+    safe = [row for group in groups for row in cheapest(group, True, 2)]
+    losing = [row for group in groups for row in cheapest(group, False, 1)]
+    head = ["setting", "FLOPs of `none`", *(f"`{name}`" for name in models)]
+    lines = [
+        [
+            f"`{row['setting']}`" if row["safe"] else f"not safe: `{row['setting']}`",
+            spread([100 * share for share in row["flops_share"]], "{:.0f}") + " %",
+            *(points(row["worst_loss"][name]) for name in models),
+        ]
+        for row in [*safe, *losing]
+    ]
+    return table(head, lines) + (
+        "\nPoints of exact match lost against `none` at one token a step, the worst of two "
+        f"document lengths ({report['questions']} paired questions each). Responses have "
+        "8 tokens, so an interval of 8 steps is once a request; `auto` is the model's calibrated "
+        "BiCache.\n"
+    )
+
+
 # Name of a table -> file in bench/results, and what it shows of it.
 TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "demo": ("demo", demo),
@@ -226,6 +364,12 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "bicache_depth_summary": ("bicache_depth", bicache_depth_summary),
     "depth_hook": ("depth_hook", depth_hook),
     "bicache_speed": ("bicache_speed", bicache_speed),
+    "caching_flops": ("caching_flops", caching_flops),
+    "caching_flops_summary": ("caching_flops", caching_flops_summary),
+    "caching_recommended": ("caching_accuracy", caching_recommended),
+    "dllm_cache_speed": ("dllm_cache_speed", dllm_cache_speed),
+    "caching_accuracy": ("caching_accuracy", caching_accuracy),
+    "caching_accuracy_summary": ("caching_accuracy", caching_accuracy_summary),
 }
 DOCUMENTS = ("README.md", "docs/measurements.md")
 

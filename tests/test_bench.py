@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
 def load(script: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location(script, BENCH / f"{script}.py")
     assert spec is not None and spec.loader is not None
+    monkeypatch.syspath_prepend(BENCH)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, script, module)  # where dataclass looks it up
     spec.loader.exec_module(module)
@@ -68,7 +70,7 @@ def test_bicache_speed_scales_the_depths_of_llada(monkeypatch: pytest.MonkeyPatc
     assert depths == {0.02: 1, 0.5: 6, 0.77: 9, 0.9: 10}  # 1, 11, 16, 17 of 32
     assert module.Split.of(0.9, 512).depth(32) == 17
     weights = sum(
-        module.math.prod(dims)
+        math.prod(dims)
         for name, (dims, _) in module.MID.tensors().items()
         if len(dims) == 2 and "wte" not in name
     )
