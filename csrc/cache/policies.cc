@@ -67,8 +67,7 @@ const std::vector<PolicyRow>& policy_table() {
          "recomputation, so that slow drift adds up)"},
         {"new_tokens", "compete",
          "rows of tokens that the step before committed: compete for being chosen, as published, "
-         "or "
-         "recompute (they are, besides the share: for steps that commit several tokens)"}},
+         "or recompute (they are, besides the share: for steps that commit several tokens)"}},
        "dllm_cache:prompt_interval_steps=1,gen_interval_steps=1",
        make_dllm_cache},
   };

@@ -54,6 +54,18 @@ struct RequestStats {
   int64_t passes = 0;
   int64_t cache_bytes = 0;  // K/V and deltas of this request alone
   double seconds = 0;       // from its admission to its end
+
+  void note(const DepthChoice& choice) {
+    depth = choice.depth;
+    depth_reason = choice.why;
+    depths.push_back(choice.depth);
+  }
+  // A pass of a model of `layers` layers.
+  void note(const StepPlan& plan, int layers) {
+    ++passes;
+    // from_entry: there are prefix rows, of which row 0 is one
+    if (plan.from_entry && plan.at(layers - 1).live.contains(int64_t{0})) ++refreshes;
+  }
 };
 
 struct Result {

@@ -76,19 +76,14 @@ Forecast forecast(const ModelShape& model, const Policy& policy, int64_t p, int6
   double owed = 0;
   while (progress.advance(sampler, canvas, kMask)) {
     progress.show(at);
-    if (const auto choice = settle(policy, at); choice && info.p > 0) {
-      f.stats.depth = choice->depth;
-      f.stats.depth_reason = choice->why;
-      f.stats.depths.push_back(choice->depth);
-    }
+    if (const auto choice = settle(policy, at); choice && info.p > 0) f.stats.note(*choice);
     const StepPlan plan = policy.plan(at);
     require(plan.observe.rows.empty(),
             "[plan] cache: expected a policy that does not look at activations, got ",
             policy.spec());
     check_plan(plan, c.layers, info.n(), info.p, c.shift);
     add(f.stats.work, predicted_work(model, plan, info.n(), branches));
-    ++f.stats.passes;
-    if (plan.from_entry && plan.at(c.layers - 1).live.contains(int64_t{0})) ++f.stats.refreshes;
+    f.stats.note(plan, c.layers);
     if (plan.logits.empty()) {
       require(++progress.repeat <= Progress::kMaxRepeats, "[plan] policy ", policy.spec(),
               ": expected at most ", Progress::kMaxRepeats,

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <stdexcept>
 
 #include "base/check.h"
@@ -52,15 +53,15 @@ void Generation::check(size_t index) {
       require(0 <= r.prompt[i] && r.prompt[i] < c.embeddings, "[generate] prompt token ", i,
               ": expected an id of 0..", c.embeddings - 1, ", got ", r.prompt[i]);
     }
-    std::vector<bool> banned(static_cast<size_t>(c.vocab));
+    std::set<int64_t> banned;
     for (const int64_t token : r.options.suppress_tokens) {
       require(0 <= token && token < c.vocab, "[generate] suppress_tokens: expected ids of 0..",
               c.vocab - 1, ", got ", token);
-      banned[token] = true;
+      banned.insert(token);
     }
     if (r.options.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.vocab)
-      banned[c.eos_token_id] = true;
-    require(std::find(banned.begin(), banned.end(), false) != banned.end(),
+      banned.insert(c.eos_token_id);
+    require(static_cast<int64_t>(banned.size()) < c.vocab,
             "[generate] suppress_tokens: expected some ids left, got all ", c.vocab,
             r.options.logits_eos_inf ? " with logits_eos_inf" : "");
     require(
@@ -158,16 +159,11 @@ bool Generation::advance(Active& a) {
 StepPlan Generation::plan(Active& a, Branch& branch) {
   const Policy& policy = *requests_[a.index].policy;
   const auto choice = settle(policy, branch.at);
-  if (choice && a.info.p > 0 && &branch == a.branches.data()) {
-    a.stats.depth = choice->depth;
-    a.stats.depth_reason = choice->why;
-    a.stats.depths.push_back(choice->depth);
-  }
+  if (choice && a.info.p > 0 && &branch == a.branches.data()) a.stats.note(*choice);
   StepPlan plan = policy.plan(branch.at);
   require(branch.at.wanted.contains(plan.logits),
-          "[plan] logits: expected masked positions of the "
-          "block (",
-          branch.at.wanted.str(), "), got ", plan.logits.str());
+          "[plan] logits: expected masked positions of the block (", branch.at.wanted.str(),
+          "), got ", plan.logits.str());
   return plan;
 }
 
@@ -208,9 +204,7 @@ std::vector<StepEvent> Generation::step() {
 
 void Generation::commit(Active& a, const StepPlan& plan, View<float> logits,
                         std::vector<StepEvent>& events) {
-  ++a.stats.passes;
-  // from_entry: there are prefix rows, of which row 0 is one
-  if (plan.from_entry && plan.at(a.info.layers - 1).live.contains(int64_t{0})) ++a.stats.refreshes;
+  a.stats.note(plan, a.info.layers);
   if (plan.logits.empty()) {
     require(++a.progress.repeat <= Progress::kMaxRepeats, "[generate] policy ",
             requests_[a.index].policy->spec(), ": expected at most ", Progress::kMaxRepeats,

@@ -48,8 +48,8 @@ struct GenerationOptions {
     f("remasking", remasking,
       "which masked positions are committed first: by LLaDA's rules, equally many at every step, "
       "the most probable (low_confidence) or random ones (random); by Dream's, on Dream's "
-      "schedule, "
-      "random ones (origin) or those of the highest probability (maskgit_plus), the widest margin "
+      "schedule, random ones (origin) or those of the highest probability (maskgit_plus), the "
+      "widest margin "
       "over the second best token (topk_margin) or the lowest entropy (entropy)",
       kRemasking);
     f("threshold", threshold,
