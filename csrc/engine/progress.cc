@@ -6,6 +6,7 @@ namespace bicache {
 
 Progress::Progress(const RequestInfo& r, const GenerationOptions& o)
     : block_{r.p + r.u, r.p + r.u + *o.block_length},
+      first_(r.p + r.u),
       end_(r.n()),
       steps_per_block_(o.steps_per_block()),
       dream_(o.dream()) {}
@@ -17,7 +18,7 @@ bool Progress::advance(const Sampler& sampler, const std::vector<int32_t>& canva
       if (canvas[i] == mask) masked.push_back(i);
     }
     if (block_step_ == 0) masks_ = static_cast<int64_t>(masked.size());
-    for (; !masked.empty() && block_step_ < steps_per_block_; ++block_step_, ++schedule_step_) {
+    for (; !masked.empty() && block_step_ < steps_per_block_; ++block_step_) {
       std::vector<int64_t> some = sampler.drawn(decoding(), masked);
       quota = sampler.quota(decoding(), static_cast<int64_t>(some.size()));
       if (dream_ && quota == 0) continue;
@@ -25,7 +26,6 @@ bool Progress::advance(const Sampler& sampler, const std::vector<int32_t>& canva
       return true;
     }
     if (block_.end == end_) return false;
-    schedule_step_ += steps_per_block_ - block_step_;
     block_ = {block_.end, 2 * block_.end - block_.begin};
     block_step_ = block_passes_ = 0;
   }
@@ -36,7 +36,6 @@ void Progress::committed(RowSet positions) {
   ++step;
   ++block_step_;
   ++block_passes_;
-  ++schedule_step_;
   repeat = 0;
 }
 

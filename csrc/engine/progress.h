@@ -27,7 +27,11 @@ class Progress {
   // What a policy sees of it.
   void show(StepInfo& at) const;
   // What the sampler sees of it.
-  DecodingStep decoding() const { return {dream_ ? schedule_step_ : step, block_step_, masks_}; }
+  DecodingStep decoding() const {
+    const int64_t blocks =
+        (block_.begin - first_) / (block_.end - block_.begin);  // before this one
+    return {dream_ ? blocks * steps_per_block_ + block_step_ : step, block_step_, masks_};
+  }
 
   int64_t step = 0;   // passes that committed so far
   int repeat = 0;     // passes without logits made at this step
@@ -36,12 +40,12 @@ class Progress {
 
  private:
   RowSpan block_;
-  int64_t end_ = 0, steps_per_block_ = 0;
+  int64_t first_ = 0, end_ = 0;  // the response's rows
+  int64_t steps_per_block_ = 0;
   bool dream_ = false;
-  int64_t block_step_ = 0;     // of the block's schedule, steps passed over included
-  int64_t block_passes_ = 0;   // that committed in this block
-  int64_t schedule_step_ = 0;  // as block_step_, over all blocks
-  int64_t masks_ = 0;          // of the block when it began
+  int64_t block_step_ = 0;    // of the block's schedule, steps passed over included
+  int64_t block_passes_ = 0;  // that committed in this block
+  int64_t masks_ = 0;         // of the block when it began
   RowSet wanted_, committed_;
 };
 
