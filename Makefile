@@ -18,7 +18,7 @@ cmake_python := -DPython_EXECUTABLE="$(abspath $(bin))/python" \
 	-DCMAKE_MAKE_PROGRAM="$(abspath $(bin))/ninja"
 sources := pyproject.toml CMakeLists.txt LICENSE THIRD_PARTY_NOTICES.md README.md \
 	$(shell find csrc python -not -path '*/__pycache__*')
-cpp_folders := $(wildcard csrc cpp_tests)
+cpp_folders := $(wildcard csrc cpp_tests bench)
 
 .PHONY: demo test test-python test-cpp lint format sanitize test-debian clean
 .NOTPARALLEL:

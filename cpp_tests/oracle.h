@@ -29,6 +29,23 @@ inline Value dot(const float* a, const float* b, int64_t n) {
   return {sum, magnitude * static_cast<double>(n + 1) * kUnit};
 }
 
+// A row of activations as int8, with scale = max|x| / 127.
+struct Quantised {
+  float scale = 0;
+  std::vector<int64_t> q;
+};
+
+inline Quantised quantize(const float* x, int64_t n) {
+  Quantised row;
+  float most = 0;
+  for (int64_t i = 0; i < n; ++i) most = std::max(most, std::abs(x[i]));
+  row.scale = most / 127;
+  const float inverse = 127 / most;
+  for (int64_t i = 0; i < n; ++i)
+    row.q.push_back(most > 0 ? static_cast<int64_t>(std::nearbyint(x[i] * inverse)) : 0);
+  return row;
+}
+
 // a [R, K], w [N, K]: [R, N].
 inline std::vector<Value> gemm(const std::vector<float>& a, const std::vector<float>& w,
                                int64_t rows, int64_t inputs, int64_t outputs) {
@@ -77,9 +94,11 @@ inline Stats row_stats(const std::vector<float>& x) {
   return s;
 }
 
-// One query row of one head: q [D], k and v by key row [N] -> [D].
+// One query row of one head: q [D], k and v by key row [N] -> [D]. `rounded`: weights are rounded
+// to bfloat16, above and below the line.
 inline std::vector<Value> attention(const float* q, const std::vector<const float*>& k,
-                                    const std::vector<const float*>& v, int64_t head_dim) {
+                                    const std::vector<const float*>& v, int64_t head_dim,
+                                    bool rounded) {
   const double scale = 1 / std::sqrt(static_cast<double>(head_dim));
   std::vector<double> p;
   double score_error = 0, max = -std::numeric_limits<double>::infinity(), sum = 0, largest = 0;
@@ -100,6 +119,13 @@ inline std::vector<Value> attention(const float* q, const std::vector<const floa
   // Errors of scores act as factors on weights, above and below the line; so do those of the sums.
   const double steps = static_cast<double>(k.size() + 16);
   for (Value& x : out) x.tolerance = largest * (4 * score_error + 2 * steps * kUnit);
+  // The factors of rounding (and of an exp that is made for it) are the same above and below: they
+  // count as far as values differ from their mean.
+  const double unit = 0x1p-8 + 0x1p-17;
+  for (size_t j = 0; j < v.size() && rounded; ++j) {
+    for (int64_t d = 0; d < head_dim; ++d)
+      out[d].tolerance += unit / (1 - unit) * p[j] / sum * std::abs(v[j][d] - out[d].value);
+  }
   return out;
 }
 

@@ -53,9 +53,9 @@ struct ImageEntry {
 
 struct PrefixImage {
   std::string magic = "bcprefix";
-  uint32_t version = 1, layers = 0;
+  uint32_t version = 2, layers = 0;
   uint64_t kv_width = 0, dim = 0;
-  uint32_t dtype = 0, fingerprint_bytes = 0;
+  uint32_t kv_dtype = 0, residual_dtype = 0, fingerprint_bytes = 0;
   uint64_t count = 0;
   std::string fingerprint;
   std::vector<ImageEntry> entries;
@@ -64,7 +64,8 @@ struct PrefixImage {
       : layers(static_cast<uint32_t>(shape.layers)),
         kv_width(static_cast<uint64_t>(shape.kv_width)),
         dim(static_cast<uint64_t>(shape.dim)),
-        dtype(shape.dtype == DType::bf16 ? 1 : 0),
+        kv_dtype(shape.types.kv == DType::bf16 ? 1 : 0),
+        residual_dtype(shape.types.residual == DType::bf16 ? 1 : 0),
         fingerprint_bytes(static_cast<uint32_t>(shape.fingerprint.size())),
         count(items.size()),
         fingerprint(shape.fingerprint),
@@ -85,7 +86,8 @@ struct PrefixImage {
     u32(layers);
     u64(kv_width);
     u64(dim);
-    u32(dtype);
+    u32(kv_dtype);
+    u32(residual_dtype);
     u32(fingerprint_bytes);
     u64(count);
     put(fingerprint);
@@ -135,12 +137,11 @@ inline std::string resealed(std::string bytes, const StoreShape& shape) {
     return skip(8);
   };
   uint64_t x = 0, fingerprint = 0, entries = 0;
-  if (!skip(8) || !skip(4) || !skip(4) || !skip(8) || !skip(8) || !skip(4) ||
+  if (!skip(8) || !skip(4) || !skip(4) || !skip(8) || !skip(8) || !skip(4) || !skip(4) ||
       !number(4, fingerprint) || !number(8, entries) || !skip(fingerprint) || !seal())
     return bytes;
-  const auto width = static_cast<uint64_t>(size_bytes(shape.dtype));
-  const uint64_t k_and_v = 2 * static_cast<uint64_t>(shape.kv_width) * width;
-  const uint64_t h = static_cast<uint64_t>(shape.dim) * width;
+  const auto k_and_v = static_cast<uint64_t>(2 * shape.kv_width * size_bytes(shape.types.kv));
+  const auto h = static_cast<uint64_t>(shape.dim * size_bytes(shape.types.residual));
   for (; entries > 0; --entries) {
     uint64_t tokens = 0, salt = 0, kv_layers = 0, joins = 0;
     if (!number(8, tokens) || !number(8, salt) || !number(4, x) || !number(4, kv_layers) ||
@@ -164,7 +165,7 @@ inline void add(PrefixStore& store, const StoreShape& shape, const Ids& ids,
                 const std::string& salt, const EntryNeeds& needs) {
   static std::mt19937 bits(1);
   auto entry = std::make_shared<PrefixEntry>(static_cast<int64_t>(ids.size()), shape.kv_width,
-                                             shape.dim, needs, shape.dtype);
+                                             shape.dim, needs, shape.types);
   for (const std::span<std::byte> part : entry->parts()) {
     for (std::byte& b : part) b = static_cast<std::byte>(bits());
   }

@@ -35,8 +35,10 @@ void expect_same_work(const std::vector<Work>& a, const std::vector<Work>& b,
   }
 }
 
-void expect_foreseen(const Model& model, const Request& r, const Result& counted) {
-  ModelShape shape{model.config(), model.weights().dtype, model.backend(), &model.kernels()};
+// `counted`: what became of r in a fresh engine.
+void expect_foreseen(const Model& model, const Request& r, const Result& counted, Engine& engine) {
+  ModelShape shape{model.config(), model.weights().dtype, model.kv_dtype(), model.backend(),
+                   &model.kernels()};
   EXPECT_EQ(shape.weight_bytes(), model.weights().size_bytes());
   const Forecast f = forecast(shape, *r.policy, r.prefix,
                               static_cast<int64_t>(r.prompt.size()) - r.prefix, r.options, {});
@@ -49,6 +51,10 @@ void expect_foreseen(const Model& model, const Request& r, const Result& counted
   EXPECT_EQ(f.stats.depths, counted.stats.depths) << what;
   EXPECT_EQ(f.stats.cache_bytes, counted.stats.cache_bytes) << what;
   EXPECT_EQ(f.stats.prefix_tokens, counted.stats.prefix_tokens) << what;
+  int64_t entry_bytes = 0;
+  for (const PrefixStore::Item& item : engine.store().items())
+    entry_bytes += item.entry->size_bytes();
+  EXPECT_EQ(f.entry_bytes, entry_bytes) << what;
 }
 
 TEST(Forecast, EqualsWhatIsCounted) {
@@ -58,12 +64,18 @@ TEST(Forecast, EqualsWhatIsCounted) {
   shifted.shift = true;
   for (const Kernels* kernels : available_kernels()) {
     for (const TinyModel& t : {gqa, normed, shifted}) {
-      for (const DType dtype : {DType::f32, DType::bf16}) {
-        const auto model = t.load(*kernels, dtype);
+      for (const auto& [dtype, kv] : {std::pair{DType::f32, DType::f32},
+                                      {DType::f32, DType::bf16},
+                                      {DType::bf16, DType::bf16},
+                                      {DType::bf16, DType::f32},
+                                      {DType::int8, DType::bf16},
+                                      {DType::int4, DType::bf16}}) {
+        const auto model = t.load(*kernels, dtype, kv);
         for (const std::string& spec : kPolicies) {
           for (const auto& [p, u, g] : {std::tuple{15, 5, 8}, {0, 9, 12}, {12, 1, 1}}) {
             Request r = request(t, spec, p, u, g, 1);
-            expect_foreseen(*model, r, generate(engine(model), {r})[0]);
+            const auto e = engine(model);
+            expect_foreseen(*model, r, generate(e, {r})[0], *e);
           }
         }
       }
@@ -88,7 +100,8 @@ TEST(Forecast, KnowsTheDecodingRules) {
                                    "bicache:depth=1+fast_dllm:mode=dual,block_start=fill"}) {
       Request r = request(t, spec, 15, 5, 12, 1);
       change(r.options);
-      expect_foreseen(*model, r, generate(engine(model), {r})[0]);
+      const auto e = engine(model);
+      expect_foreseen(*model, r, generate(e, {r})[0], *e);
     }
   }
 }
@@ -103,7 +116,7 @@ TEST(Forecast, HoldsForEveryRequestOfABatch) {
   const auto results = generate(engine(model), requests);
   for (size_t i = 0; i < requests.size(); ++i) {
     const Forecast f =
-        forecast({model->config(), DType::f32, Backend::packed, &model->kernels()},
+        forecast({model->config(), DType::f32, DType::f32, Backend::packed, &model->kernels()},
                  *requests[i].policy, requests[i].prefix, 3, requests[i].options, {});
     for (size_t l = 0; l < f.stats.work.size(); ++l) {
       EXPECT_EQ(f.stats.work[l].flops, results[i].stats.work[l].flops) << kPolicies[i];

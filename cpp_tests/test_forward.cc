@@ -93,17 +93,27 @@ std::vector<TinyModel> models() {
   return {gqa, mha, normed, shifted};
 }
 
+// What K and V may be held in.
+class ForwardKv : public testing::TestWithParam<DType> {
+ protected:
+  const DType kv = GetParam();
+};
+
+INSTANTIATE_TEST_SUITE_P(, ForwardKv, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
 // Everything a request could have cached, taken from the canvas's own full forward pass: then no
 // plan may change a bit.
-TEST(Forward, FreshCacheIdentity) {
+TEST_P(ForwardKv, FreshCacheIdentity) {
   for (const Kernels* kernels : available_kernels()) {
     for (const TinyModel& t : models()) {
-      const auto m = t.load(*kernels);
+      const auto m = t.load(*kernels, DType::f32, kv);
       const auto tokens = canvas(t, 3);
       EntryNeeds all{EntryNeeds::Source::alone, t.layers, {}};
       for (int l = 1; l < t.layers; ++l) all.joins.push_back(l);
       const auto& c = m->config();
-      const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all);
+      const auto entry =
+          std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all, entry_types(kv, DType::f32));
       RequestState full = m->make_request(tokens, kP, Kept::everything(kN));
       const StepPlan everything = StepPlan::uniform(RowSet::span(0, kN), RowSet::span(kP + kU, kN));
       const auto want = run(*m, full, everything, 1, entry.get());
@@ -152,17 +162,19 @@ double cosine(const float* a, const float* b, int64_t n) {
 
 // Observed rows run over the keys that are lent; where these are the canvas's own, what they
 // compute is what the full forward pass computes.
-TEST(Forward, ObservedRowsMeasureAndChangeNothing) {
+TEST_P(ForwardKv, ObservedRowsMeasureAndChangeNothing) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const TinyModel& t : models()) {
-      const auto m = t.load();
+      const auto m = t.load(bicache::kernels(), DType::f32, kv);
       const auto& c = m->config();
       EntryNeeds all{EntryNeeds::Source::alone, t.layers, {}};
       for (int l = 1; l < t.layers; ++l) all.joins.push_back(l);
       const auto tokens = canvas(t, 3);
       // the entry: of the prefix alone; `full`: of the canvas
-      const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all, dtype);
-      PrefixEntry full(kP, c.kv_width(), c.dim, all);
+      const EntryTypes types = entry_types(kv, dtype);
+      const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, all, types);
+      // K and V are compared as the entry holds them
+      PrefixEntry full(kP, c.kv_width(), c.dim, all, {types.kv, DType::f32});
       const std::vector<int32_t> prefix(tokens.begin(), tokens.begin() + kP);
       RequestState alone = m->make_request(prefix, 0, {});
       run(*m, alone, StepPlan::uniform(RowSet::span(0, kP), {}), 1, entry.get());
@@ -195,7 +207,7 @@ TEST(Forward, ObservedRowsMeasureAndChangeNothing) {
         for (int l = 0; l < t.layers - 1; ++l) {
           const Similarity& s = pass.similarity[l];
           if (!to_entry) {
-            EXPECT_NEAR(s.kv(), 1, 1e-5) << l;
+            EXPECT_EQ(s.kv(), 1) << l;
             EXPECT_TRUE(std::isnan(s.residual));
             continue;
           }
@@ -227,9 +239,9 @@ TEST(Forward, ObservedRowsMeasureAndChangeNothing) {
 }
 
 // Right after a refresh nothing has moved: rows observed from the splice on are what they were.
-TEST(Forward, ObservedFromTheSpliceOnNothingHasMovedAfterARefresh) {
+TEST_P(ForwardKv, ObservedFromTheSpliceOnNothingHasMovedAfterARefresh) {
   for (const TinyModel& t : models()) {
-    const auto m = t.load();
+    const auto m = t.load(bicache::kernels(), DType::f32, kv);
     const auto& c = m->config();
     const auto tokens = canvas(t, 3);
     for (const char* splice : {"official", "strict"}) {
@@ -239,7 +251,8 @@ TEST(Forward, ObservedFromTheSpliceOnNothingHasMovedAfterARefresh) {
         StepInfo s = info(t, 0);
         RequestState r = m->make_request(tokens, kP, policy->kept(s.request));
         if (const EntryNeeds needs = policy->needs(s.request); !needs.nothing()) {
-          const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, needs);
+          const auto entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim, needs,
+                                                           entry_types(kv, DType::f32));
           RequestState alone = m->make_request({tokens.begin(), tokens.begin() + kP}, 0, {});
           run(*m, alone, StepPlan::uniform(RowSet::span(0, kP), {}), 1, entry.get());
           r.entry = entry;
@@ -253,7 +266,7 @@ TEST(Forward, ObservedFromTheSpliceOnNothingHasMovedAfterARefresh) {
         Pass pass{&r, &plan, nullptr, {}};
         m->forward({&pass, 1}, ws, 1);
         for (int l = plan.observe.first; l < t.layers; ++l)
-          EXPECT_NEAR(pass.similarity[l].kv(), 1, 1e-5) << splice << " " << b << " layer " << l;
+          EXPECT_EQ(pass.similarity[l].kv(), 1) << splice << " " << b << " layer " << l;
         r.tokens[kP] = r.tokens[kP] == 1 ? 2 : 1;  // now something has
         m->forward({&pass, 1}, ws, 1);
         double lowest = 1;
@@ -279,9 +292,9 @@ TEST(Forward, ObservingWithoutAnEntryIsAnError) {
   EXPECT_THROW(run(*m, r, plan), std::invalid_argument);
 }
 
-TEST(Forward, CountsExactlyThePlannedWork) {
+TEST_P(ForwardKv, CountsExactlyThePlannedWork) {
   TinyModel t;
-  const auto m = t.load();
+  const auto m = t.load(bicache::kernels(), DType::f32, kv);
   RequestState r = m->make_request(canvas(t, 4), kP, Kept::everything(kN));
   const RowSet all = RowSet::span(0, kN), rest = RowSet::span(5, kN);
   run(*m, r, StepPlan::uniform(all, {}));
@@ -342,25 +355,67 @@ TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
   }
 }
 
-// Which rows a select takes: those whose V moved most, ties to the lower row. V of a layer-0 row
-// depends on its token alone.
-TEST(Forward, SelectTakesTheRowsThatMoved) {
+// Which rows a select takes: those whose V moved most, ties to the lower row: a V that did not move
+// has a cosine of exactly 1, however it was rounded. V of a layer-0 row depends on its token alone.
+TEST_P(ForwardKv, SelectTakesTheRowsThatMoved) {
   TinyModel t;
-  const auto m = t.load();
-  auto tokens = canvas(t, 5);
-  RequestState r = m->make_request(tokens, 0, Kept::everything(kN));
-  run(*m, r, StepPlan::uniform(RowSet::span(0, kN), {}));
-  for (const int64_t row : {7, 21}) r.tokens[row] = (r.tokens[row] + 1) % 50;
-  std::vector<std::vector<float>> before;
-  for (int64_t row = 0; row < kN; ++row)
-    before.emplace_back(r.cache.k(0, row), r.cache.k(0, row) + m->config().kv_width());
-  const StepPlan plan{{{0, {RowSet::span(0, kN), {}, {{RowSet::span(0, kN), 2}}}}}, {}, false};
-  run(*m, r, plan);
-  for (int64_t row = 0; row < kN; ++row) {
-    const bool moved =
-        std::memcmp(before[row].data(), r.cache.k(0, row), before[row].size() * sizeof(float)) != 0;
-    EXPECT_EQ(moved, row == 7 || row == 21) << row;
+  const auto m = t.load(bicache::kernels(), DType::f32, kv);
+  const auto bytes = static_cast<size_t>(m->config().kv_width() * size_bytes(kv));
+  for (const Since since : {Since::last_pass, Since::recompute}) {
+    RequestState r = m->make_request(canvas(t, 5), 0, Kept::everything(kN));
+    run(*m, r, StepPlan::uniform(RowSet::span(0, kN), {}));
+    for (const int64_t row : {7, 21}) r.tokens[row] = (r.tokens[row] + 1) % 50;
+    // A row that is recomputed writes K.
+    const std::vector<std::byte> none(bytes, std::byte{0x3f});
+    for (int64_t row = 0; row < kN; ++row) std::memcpy(r.cache.k(0, row), none.data(), bytes);
+    const Select four{RowSet::span(0, kN), 4, since};
+    run(*m, r, {{{0, {RowSet::span(0, kN), {}, {four}}}}, {}, false});
+    for (int64_t row = 0; row < kN; ++row) {
+      const bool taken = std::memcmp(none.data(), r.cache.k(0, row), bytes) != 0;
+      EXPECT_EQ(taken, row == 0 || row == 1 || row == 7 || row == 21) << row;
+    }
   }
+}
+
+// What attention reads is rounded, also in a pass that keeps nothing; and nothing else is.
+TEST(Forward, KAndVAreRoundedToTheirType) {
+  TinyModel t;
+  const auto wide = t.load(bicache::kernels(), DType::f32, DType::f32);
+  const auto half = t.load(bicache::kernels(), DType::f32, DType::bf16);
+  const StepPlan plan = StepPlan::uniform(RowSet::span(0, kN), RowSet::span(kP + kU, kN));
+  RequestState a = wide->make_request(canvas(t, 3), 0, Kept::everything(kN));
+  RequestState b = half->make_request(canvas(t, 3), 0, Kept::everything(kN));
+  const auto x = run(*wide, a, plan), y = run(*half, b, plan);
+  EXPECT_FALSE(same_bits(x, y));
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], y[i], 0.2) << i;
+  const int64_t width = wide->config().kv_width();
+  for (int64_t row = 0; row < kN; ++row) {  // in layer 0 they depend on the token alone
+    for (const auto& [from, to] : {std::pair{a.cache.k(0, row), b.cache.k(0, row)},
+                                   {a.cache.v(0, row), b.cache.v(0, row)}}) {
+      for (int64_t i = 0; i < width; ++i)
+        EXPECT_EQ(static_cast<bf16*>(to)[i].bits, to_bf16(static_cast<float*>(from)[i]).bits);
+    }
+  }
+  EXPECT_LT(b.cache.size_bytes(), a.cache.size_bytes());
+}
+
+TEST(Forward, KAndVFollowTheWeights) {
+  TinyModel t;
+  const auto& table = bicache::kernels();
+  EXPECT_EQ(t.load(table, DType::f32)->kv_dtype(), DType::f32);
+  EXPECT_EQ(t.load(table, DType::bf16)->kv_dtype(), DType::bf16);
+  EXPECT_EQ(t.load(table, DType::f32, DType::bf16)->kv_dtype(), DType::bf16);
+  EXPECT_EQ(t.load(table, DType::bf16, DType::f32)->kv_dtype(), DType::f32);
+}
+
+TEST(Forward, AnEntryThatHoldsMoreBitsThanTheModelIsAnError) {
+  TinyModel t;
+  const auto m = t.load(bicache::kernels(), DType::f32, DType::bf16);
+  const auto& c = m->config();
+  RequestState r = m->make_request(canvas(t, 6), kP, {});
+  r.entry = std::make_shared<PrefixEntry>(kP, c.kv_width(), c.dim,
+                                          EntryNeeds{EntryNeeds::Source::alone, t.layers, {}});
+  EXPECT_THROW(run(*m, r, StepPlan::uniform(RowSet::span(kP, kN), {})), std::logic_error);
 }
 
 TEST(Forward, APlanThatReadsWhatNobodyWroteFails) {

@@ -182,7 +182,7 @@ TEST(FuzzFiles, prefix_files_survive_mutations) {
         {"salt", {Source::first_request, 4, {}}},
         {"salt", {Source::alone, 0, {}}}}) {
     const std::vector<int32_t> ids = {1, 2};
-    auto entry = std::make_shared<PrefixEntry>(2, shape.kv_width, shape.dim, needs, shape.dtype);
+    auto entry = std::make_shared<PrefixEntry>(2, shape.kv_width, shape.dim, needs, shape.types);
     for (const auto part : entry->parts()) std::fill(part.begin(), part.end(), std::byte{1});
     store.insert({ids, needs.source, salt}, std::move(entry));
     seeds.push_back(PrefixImage(shape, store.items()).bytes());

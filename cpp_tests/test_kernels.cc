@@ -1,9 +1,11 @@
 // The element-wise kernels, the reductions and the choice of the table; exp through what uses it.
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 
 #include "base/check.h"
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 #include "oracle.h"
 #include "support.h"
@@ -23,12 +25,12 @@ class KernelsTest : public testing::TestWithParam<const Kernels*> {
 
   // e^-t as the table computes it: the second weight of a softmax over the scores {0, -t}, undone.
   double exp_of_minus(float t) const {
-    const float q[2] = {1, 0}, k0[2] = {0, 0}, k1[2] = {-t, 0}, v0[2] = {0, 0}, v1[2] = {1, 1};
-    const float* keys[2] = {k0, k1};
-    const float* values[2] = {v0, v1};
-    float out[2];
-    std::vector<float> scratch(static_cast<size_t>(attention_scratch(2)));
-    table.attention(q, 2, keys, values, 0, 2, 2, 1.0f, out, 2, 1, scratch.data());
+    const float q[1] = {1}, k0[1] = {0}, k1[1] = {-t}, v0[1] = {0}, v1[1] = {1};
+    const void* const keys[] = {k0, k1};
+    const void* const values[] = {v0, v1};
+    float out[1] = {0};
+    const AttentionJob job = {q, out, 1, keys, values, 2, nullptr};
+    attention(table, {&job, 1}, 1, 1, 1, DType::f32, 1);
     return out[0] / (1 - static_cast<double>(out[0]));
   }
 };
@@ -126,8 +128,47 @@ TEST_P(KernelsTest, DotEqualsTwin) {
     const auto a = random_floats(n, 9), b = random_floats(n, 10);
     const oracle::Value expected = oracle::dot(a.data(), b.data(), n);
     EXPECT_NEAR(table.dot(a.data(), b.data(), n), expected.value, expected.tolerance) << n;
+    // of bf16: the same sum of the values they hold, bit for bit
+    const auto half_a = to_bf16(a), half_b = to_bf16(b);
+    const auto wide_a = to_float(half_a), wide_b = to_float(half_b);
+    const float half = table.dot_bf16(half_a.data(), half_b.data(), n);
+    const float wide = table.dot(wide_a.data(), wide_b.data(), n);
+    EXPECT_TRUE(same_bits(&half, &wide, 1)) << n;
   }
   EXPECT_EQ(table.dot(nullptr, nullptr, 0), 0.0f);
+  EXPECT_EQ(table.dot_bf16(nullptr, nullptr, 0), 0.0f);
+}
+
+// Every upper half with lower halves on both sides of a tie; NaNs and infinities are among them.
+TEST_P(KernelsTest, RoundsToNearestEven) {
+  std::vector<float> x;
+  for (uint32_t high = 0; high < 1u << 16; ++high) {
+    for (const uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      x.push_back(std::bit_cast<float>(high << 16 | low));
+  }
+  const auto n = static_cast<int64_t>(x.size());
+  std::vector<uint16_t> halves(x.size());
+  std::vector<float> floats(x.size());
+  table.round_to_halves(x.data(), n, halves.data());
+  table.round_to_floats(x.data(), n, floats.data());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const bf16 expected = to_bf16(x[i]);
+    ASSERT_EQ(halves[i], expected.bits) << x[i];
+    ASSERT_EQ(std::bit_cast<uint32_t>(floats[i]), uint32_t{expected.bits} << 16) << x[i];
+  }
+}
+
+TEST_P(KernelsTest, RoundingWritesNothingElse) {
+  for (int64_t n : kSizes) {
+    const auto x = random_floats(n, 30);
+    std::vector<uint16_t> halves(static_cast<size_t>(n) + 64, 0x1234);
+    Guarded floats(n);
+    table.round_to_halves(x.data(), n, halves.data());
+    table.round_to_floats(x.data(), n, floats.data());
+    EXPECT_TRUE(floats.intact());
+    for (int64_t i = 0; i < n + 64; ++i)
+      ASSERT_EQ(halves[i], i < n ? to_bf16(x[i]).bits : 0x1234) << n << " " << i;
+  }
 }
 
 TEST_P(KernelsTest, AnElementsBitsDoNotDependOnItsPlace) {

@@ -19,7 +19,7 @@ using Source = EntryNeeds::Source;
 
 DType other(DType dtype) { return dtype == DType::f32 ? DType::bf16 : DType::f32; }
 
-StoreShape shape_of(DType dtype) { return {4, 2, 3, dtype, "tiny model, seed 1"}; }
+StoreShape shape_of(EntryTypes types) { return {4, 2, 3, types, "tiny model, seed 1"}; }
 
 // The message of the refusal, which names the path and leaves the store alone.
 template <class E = std::invalid_argument>
@@ -34,7 +34,7 @@ std::string refusal(const StoreShape& shape, const std::string& path) {
   return message;
 }
 
-class PrefixFile : public testing::TestWithParam<DType> {
+class PrefixFile : public testing::TestWithParam<EntryTypes> {
  protected:
   PrefixFile() { fill(store_, shape_); }
 
@@ -59,8 +59,13 @@ class PrefixFile : public testing::TestWithParam<DType> {
   PrefixStore store_{kBudget};
 };
 
-INSTANTIATE_TEST_SUITE_P(, PrefixFile, testing::Values(DType::f32, DType::bf16),
-                         [](const auto& info) { return std::string(name(info.param)); });
+INSTANTIATE_TEST_SUITE_P(, PrefixFile,
+                         testing::Values(EntryTypes{DType::f32, DType::f32},
+                                         EntryTypes{DType::bf16, DType::bf16},
+                                         EntryTypes{DType::bf16, DType::f32}),
+                         [](const auto& info) {
+                           return cat(name(info.param.kv), "_", name(info.param.residual));
+                         });
 
 TEST_P(PrefixFile, round_trip) {
   add(store_, shape_, {1, 2}, "salt", {Source::first_request, 2, {2}});
@@ -224,23 +229,31 @@ TEST_P(PrefixFile, files_of_something_else) {
   EXPECT_TRUE(contains(edited([](auto& f) { f.magic = "PK\3\4zip\n"; }),
                        "] header magic: expected a bicache prefix file, which begins with "
                        "\"bcprefix\", got \"PK"));
-  EXPECT_TRUE(contains(edited([](auto& f) { f.version = 2; }), "] header version: expected 1, "));
-  EXPECT_TRUE(contains(edited([](auto& f) { f.version = 2; }), ", got 2"));
+  EXPECT_TRUE(contains(edited([](auto& f) { f.version = 1; }), "] header version: expected 2, "));
+  EXPECT_TRUE(contains(edited([](auto& f) { f.version = 3; }), ", got 3"));
   EXPECT_TRUE(
       contains(edited([](auto& f) { f.layers = 5; }), "] header layers: expected 4, got 5"));
   EXPECT_TRUE(contains(edited([](auto& f) { f.layers = 4u << 30; }), "] header layers: expected"));
   EXPECT_TRUE(contains(edited([](auto& f) { f.kv_width = 4; }), "kv_width: expected 2, got 4"));
   EXPECT_TRUE(contains(edited([](auto& f) { f.dim = ~0ull; }), "dim: expected 3, got 18446744073"));
-  EXPECT_TRUE(contains(edited([](auto& f) { f.dtype ^= 1; }), "] header dtype: expected "));
   EXPECT_TRUE(
-      contains(edited([](auto& f) { f.dtype = 2; }), "expected 0 (f32) or 1 (bf16), got 2"));
+      contains(edited([](auto& f) { f.kv_dtype ^= 1; }), "] header dtype of K and V: expected "));
+  EXPECT_TRUE(contains(edited([](auto& f) { f.residual_dtype ^= 1; }),
+                       "] header residual dtype: expected "));
+  EXPECT_TRUE(contains(edited([](auto& f) { f.kv_dtype = 2; }),
+                       "dtype of K and V: expected 0 (f32) or 1 (bf16), got 2"));
+  EXPECT_TRUE(contains(edited([](auto& f) { f.residual_dtype = ~0u; }),
+                       "residual dtype: expected 0 (f32) or 1 (bf16), got 4294967295"));
   EXPECT_TRUE(contains(edited([](auto& f) { f.fingerprint.back() = '2'; }),
                        "] header fingerprint: expected the prefixes of model \"tiny model, seed "
                        "1\", got those of \"tiny model, seed 2\""));
   saved();
+  const auto [kv, residual] = GetParam();
+  EXPECT_TRUE(contains(refusal(shape_of({other(kv), residual}), path_),
+                       cat("dtype of K and V: expected ", name(other(kv)), ", got ", name(kv))));
   EXPECT_TRUE(
-      contains(refusal(shape_of(other(GetParam())), path_),
-               cat("dtype: expected ", name(other(GetParam())), ", got ", name(GetParam()))));
+      contains(refusal(shape_of({kv, other(residual)}), path_),
+               cat("residual dtype: expected ", name(other(residual)), ", got ", name(residual))));
 }
 
 TEST_P(PrefixFile, long_fingerprints_are_shown_where_they_differ) {
@@ -263,7 +276,7 @@ TEST_P(PrefixFile, entries_that_break_a_rule) {
   const auto first = [&](auto&& edit) {
     const std::string message = edited([&](PrefixImage& f) { edit(f.entries[0]); });
     EXPECT_TRUE(contains(message, ": expected "));
-    EXPECT_TRUE(contains(message, "entry 1 of 2 (from byte 74)"));
+    EXPECT_TRUE(contains(message, "entry 1 of 2 (from byte 78)"));
     return message;
   };
   EXPECT_TRUE(contains(first([](auto& e) { e.tokens = 0; }), "tokens: expected at least 1, got 0"));
@@ -311,7 +324,7 @@ TEST_P(PrefixFile, sizes_beyond_the_file) {
     f.entries[1].tokens = 1000;
   });
   EXPECT_TRUE(contains(message, cat("K, V and residuals: expected ",
-                                    1000 * 4 * 2 * 2 * size_bytes(GetParam()), " bytes")));
+                                    1000 * 4 * 2 * 2 * size_bytes(GetParam().kv), " bytes")));
   // A model so large that the product of sizes has no 64 bits.
   StoreShape vast = shape_;
   vast.kv_width = int64_t{1} << 62;
@@ -319,7 +332,7 @@ TEST_P(PrefixFile, sizes_beyond_the_file) {
   PrefixStore empty(kBudget);
   EXPECT_TRUE(
       contains(error_of<std::invalid_argument>([&] { restore_prefixes(empty, vast, path); }),
-               "entry 1 of 2 (from byte 74) K, V and residuals] size overflow"));
+               "entry 1 of 2 (from byte 78) K, V and residuals] size overflow"));
   // One that no memory holds.
   vast.kv_width = int64_t{1} << 50;
   folder_.write("f", PrefixImage(vast, store_.items()).bytes());
@@ -333,7 +346,8 @@ TEST_P(PrefixFile, only_entries_of_the_shape_are_saved) {
   const std::string before = read_file(path_);
   for (const auto& edit : std::vector<std::function<void(StoreShape&)>>{
            [](auto& s) { s.layers = 3; }, [](auto& s) { s.kv_width = 3; },
-           [](auto& s) { s.dim = 2; }, [](auto& s) { s.dtype = other(s.dtype); }}) {
+           [](auto& s) { s.dim = 2; }, [](auto& s) { s.types.kv = other(s.types.kv); },
+           [](auto& s) { s.types.residual = other(s.types.residual); }}) {
     StoreShape wrong = shape_;
     edit(wrong);
     EXPECT_THROW(save_prefixes(store_, wrong, path_), std::logic_error);
@@ -348,7 +362,7 @@ TEST_P(PrefixFile, only_entries_of_the_shape_are_saved) {
 
 TEST(PrefixFiles, what_cannot_be_read) {
   const TempFolder folder;
-  const StoreShape shape = shape_of(DType::f32);
+  const StoreShape shape = shape_of({});
   ASSERT_EQ(::mkfifo(folder.at("fifo").c_str(), 0600), 0);
   EXPECT_TRUE(contains(refusal<FileError>(shape, folder.at("none")), "cannot open: "));
   EXPECT_TRUE(contains(refusal(shape, folder.path()), "expected a regular file, got a folder"));

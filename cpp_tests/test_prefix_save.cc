@@ -22,7 +22,7 @@ using Source = EntryNeeds::Source;
 TEST(PrefixSave, a_save_that_fails_leaves_the_old_file) {
   const TempFolder folder;
   const std::string path = folder.at("f");
-  const StoreShape shape = {4, 2, 3, DType::f32, "save"};
+  const StoreShape shape = {4, 2, 3, {}, "save"};
   PrefixStore store(kBudget);
   fill(store, shape);
   save_prefixes(store, shape, path);
@@ -46,7 +46,7 @@ TEST(PrefixSave, a_save_that_fails_leaves_the_old_file) {
 // A child saves two stores in turns until it is killed.
 TEST(PrefixSave, kill_9_leaves_a_file_that_loads) {
   const TempFolder folder;
-  const StoreShape shape = {2, 64, 64, DType::f32, "kill"};
+  const StoreShape shape = {2, 64, 64, {}, "kill"};
   PrefixStore a(kBudget), b(kBudget);
   add(a, shape, Ids(400, 1), "a", {Source::alone, 2, {1}});
   for (const int32_t id : {1, 2, 3}) add(b, shape, Ids(600, id), "b", {Source::alone, 2, {1}});

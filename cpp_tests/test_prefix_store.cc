@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
+#include <map>
 #include <random>
 #include <thread>
 
@@ -181,9 +183,9 @@ TEST(PrefixStore, LongestIsAWholeEntry) {
   EXPECT_EQ(store.longest(Ids{1}, "", 9), 0);  // shorter than what is asked for
 }
 
-TEST(PrefixStore, HalfPrecisionRounds) {
+TEST(PrefixEntry, HalfPrecisionRounds) {
   const EntryNeeds needs{Source::alone, 1, {1}};
-  PrefixEntry half(1, kKv, kDim, needs, DType::bf16);
+  PrefixEntry half(1, kKv, kDim, needs, {DType::bf16, DType::bf16});
   EXPECT_EQ(2 * half.size_bytes(), PrefixEntry(1, kKv, kDim, needs).size_bytes());
   const float k[kKv] = {1, 1.00390625f, -3, 0}, v[kKv] = {0.1f, 2, 3, 4};
   half.put_kv(0, 0, k, v);
@@ -192,7 +194,47 @@ TEST(PrefixStore, HalfPrecisionRounds) {
   EXPECT_EQ(got[1], 1.0f);  // 1 + 2^-8 rounds to even
   EXPECT_EQ(got[2], -3.0f);
   EXPECT_EQ(got[kKv], to_float(to_bf16(0.1f)));
-  EXPECT_EQ(half.kv(0), nullptr);
+}
+
+// Every combination of types: what it takes, where its rows are, and what becomes of a value.
+TEST(PrefixEntry, HoldsKAndVAndResidualsInTypesOfTheirOwn) {
+  const EntryNeeds needs{Source::alone, 2, {1, 2, 3}};
+  const std::vector<float> x = {0.1f, -3.3f, 1e-3f, 7}, y = {2.2f, 0, -0.7f, 1e9f};
+  std::vector<float> h(kDim, 1.001f), got(2 * kKv), got_h(kDim);
+  for (const DType kv : {DType::f32, DType::bf16}) {
+    for (const DType residual : {DType::f32, DType::bf16}) {
+      const EntryTypes types{kv, residual};
+      PrefixEntry e(5, kKv, kDim, needs, types);
+      EXPECT_EQ(e.types(), types);
+      const int64_t want = 5 * (2 * 2 * kKv * size_bytes(kv) + 3 * kDim * size_bytes(residual));
+      EXPECT_EQ(e.size_bytes(), want);
+      EXPECT_EQ(PrefixEntry::size_bytes(5, kKv, kDim, needs, types), want);
+      e.put_kv(1, 4, x.data(), y.data());
+      e.put_h(3, 4, h.data());
+      EXPECT_EQ(e.k(1, 4), static_cast<const std::byte*>(e.kv(1)) + 4 * 2 * kKv * size_bytes(kv));
+      EXPECT_EQ(e.v(1, 4), static_cast<const std::byte*>(e.k(1, 4)) + kKv * size_bytes(kv));
+      e.get_kv(1, 4, got.data());
+      e.get_h(3, 4, got_h.data());
+      for (int64_t i = 0; i < kKv; ++i) {
+        EXPECT_EQ(got[i], kv == DType::f32 ? x[i] : to_float(to_bf16(x[i])));
+        EXPECT_EQ(got[kKv + i], kv == DType::f32 ? y[i] : to_float(to_bf16(y[i])));
+      }
+      EXPECT_EQ(got_h[0], residual == DType::f32 ? h[0] : to_float(to_bf16(h[0])));
+      // as a cache has them in bf16: once rounded, they stay
+      const std::vector<bf16> k(kKv, to_bf16(0.1f)), v(kKv, to_bf16(-5.3f));
+      e.put_kv(0, 2, k.data(), v.data(), DType::bf16);
+      e.get_kv(0, 2, got.data());
+      EXPECT_EQ(got[3], to_float(k[3]));
+      EXPECT_EQ(got[kKv], to_float(v[0]));
+    }
+  }
+}
+
+TEST(PrefixEntry, TakesKAndVAsTheModelHasThem) {
+  EXPECT_EQ(entry_types(DType::f32, DType::f32), (EntryTypes{DType::f32, DType::f32}));
+  EXPECT_EQ(entry_types(DType::f32, DType::bf16), (EntryTypes{DType::bf16, DType::bf16}));
+  EXPECT_EQ(entry_types(DType::bf16, DType::f32), (EntryTypes{DType::bf16, DType::f32}));
+  EXPECT_EQ(entry_types(DType::bf16, DType::bf16), (EntryTypes{DType::bf16, DType::bf16}));
 }
 
 // 10,000 operations from four threads: the budget holds at every moment, and what a thread holds
@@ -314,22 +356,41 @@ TEST(PrefixStore, ManyThreads) {
   EXPECT_EQ(s.size_bytes, s.entries * bytes({0}, 1, 0));
 }
 
-TEST(LayerCache, KeepsWhatItWasAskedTo) {
+class LayerCacheTest : public testing::TestWithParam<DType> {
+ protected:
+  const DType kv = GetParam();
+
+  void put(void* at, float x) const { convert(&x, DType::f32, 1, at, kv); }
+  float get(const void* at) const {
+    float x;
+    convert(at, kv, 1, &x, DType::f32);
+    return x;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(, LayerCacheTest, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+TEST_P(LayerCacheTest, KeepsWhatItWasAskedTo) {
   // 2 layers, 3 rows; row 0 keeps K/V in layer 1 only, row 2 in both; row 1 nowhere
-  LayerCache cache(2, 3, kKv, kDim,
-                   {{{RowSet::span(0, 1), 1}, {RowSet::span(2, 3), 0}}, {{RowSet::span(2, 3), 1}}});
+  const Kept kept{{{RowSet::span(0, 1), 1}, {RowSet::span(2, 3), 0}},
+                  {{RowSet::span(2, 3), 1}},
+                  {{RowSet::span(1, 3), 1}}};
+  LayerCache cache(2, 3, kKv, kDim, kept, kv);
+  EXPECT_EQ(cache.kv_dtype(), kv);
   for (int layer = 0; layer < 2; ++layer) {
     cache.begin_layer(layer);
     for (int64_t row = 0; row < 3; ++row) {
-      cache.k(layer, row)[0] = static_cast<float>(10 * layer + row);
-      cache.v(layer, row)[0] = static_cast<float>(100 + 10 * layer + row);
+      put(cache.k(layer, row), static_cast<float>(10 * layer + row));
+      put(cache.v(layer, row), static_cast<float>(100 + 10 * layer + row));
+      cache.recomputed(layer, row);
       cache.wrote(layer, row);
     }
-    const float *k[3], *v[3];
+    const void *k[3], *v[3];
     cache.key_rows(layer, nullptr, 0, k, v);
     for (int64_t row = 0; row < 3; ++row) {
-      EXPECT_EQ(*k[row], static_cast<float>(10 * layer + row));
-      EXPECT_EQ(*v[row], static_cast<float>(100 + 10 * layer + row));
+      EXPECT_EQ(get(k[row]), static_cast<float>(10 * layer + row));
+      EXPECT_EQ(get(v[row]), static_cast<float>(100 + 10 * layer + row));
     }
   }
   for (int layer = 0; layer < 2; ++layer) cache.begin_layer(layer);
@@ -338,27 +399,64 @@ TEST(LayerCache, KeepsWhatItWasAskedTo) {
   EXPECT_FALSE(cache.own(0, 1));
   EXPECT_FALSE(cache.own(1, 1));
   EXPECT_TRUE(cache.own(0, 2));
-  EXPECT_EQ(cache.k(0, 2)[0], 2.0f);
+  EXPECT_EQ(get(cache.k(0, 2)), 2.0f);
   EXPECT_EQ(cache.delta(0, 2), nullptr);
   EXPECT_NE(cache.delta(1, 2), nullptr);
   EXPECT_EQ(cache.delta(1, 1), nullptr);
-  const float *k[3], *v[3];
+  put(cache.v(1, 2), 7);
+  EXPECT_EQ(get(cache.recomputed_v(1, 2)), 112.0f);
+  EXPECT_EQ(get(cache.recomputed_v(1, 1)), 111.0f);
+  EXPECT_EQ(cache.recomputed_v(0, 2), nullptr);
+  const void *k[3], *v[3];
   EXPECT_THROW(cache.key_rows(0, nullptr, 0, k, v), std::invalid_argument);
   cache.forget_prefix(1);
   EXPECT_FALSE(cache.own(1, 0));
   EXPECT_TRUE(cache.own(1, 2));
 }
 
-TEST(LayerCache, LendsFromThePrefixEntry) {
-  const PrefixEntry lent(2, kKv, kDim, {Source::alone, 1, {}});
-  LayerCache cache(2, 3, kKv, kDim, {{{RowSet::span(2, 3), 0}}, {}});
+TEST_P(LayerCacheTest, TakesTheBytesOfItsTypes) {
+  const Kept kept{{{RowSet::span(0, 2), 1}, {RowSet::span(2, 5), 3}},
+                  {{RowSet::span(4, 5), 0}},
+                  {{RowSet::span(1, 4), 2}}};
+  const LayerCache cache(4, 6, kKv, kDim, kept, kv);
+  const int64_t kept_kv = 2 * 3 + 3, scratch = 6, deltas = 4, values = 3 * 2;
+  EXPECT_EQ(cache.size_bytes(),
+            (2 * (kept_kv + scratch) + values) * kKv * size_bytes(kv) + deltas * kDim * 4 + 4 * 6);
+  EXPECT_EQ(LayerCache::size_bytes(4, 6, kKv, kDim, kept, kv), cache.size_bytes());
+}
+
+// Rows do not overlap, and what nobody wrote is no number.
+TEST_P(LayerCacheTest, GivesEveryRowRoomOfItsOwn) {
+  LayerCache cache(3, 5, kKv, kDim, Kept::everything(5), kv);
+  std::map<const std::byte*, int64_t> all;  // address -> bytes
+  const auto add = [&](const void* at, int64_t size) {
+    EXPECT_TRUE(all.emplace(static_cast<const std::byte*>(at), size).second);
+  };
+  for (int layer = 0; layer < 3; ++layer) {
+    for (int64_t row = 0; row < 5; ++row) {
+      EXPECT_TRUE(std::isnan(cache.delta(layer, row)[kDim - 1]));
+      EXPECT_TRUE(std::isnan(get(cache.recomputed_v(layer, row))));
+      add(cache.k(layer, row), kKv * size_bytes(kv));
+      add(cache.v(layer, row), kKv * size_bytes(kv));
+      add(cache.recomputed_v(layer, row), kKv * size_bytes(kv));
+      add(cache.delta(layer, row), kDim * 4);
+    }
+  }
+  for (auto it = all.begin(); std::next(it) != all.end(); ++it)
+    EXPECT_LE(it->first + it->second, std::next(it)->first);
+}
+
+TEST_P(LayerCacheTest, LendsFromThePrefixEntry) {
+  const PrefixEntry lent(2, kKv, kDim, {Source::alone, 1, {}}, {kv, DType::f32});
+  LayerCache cache(2, 3, kKv, kDim, {{{RowSet::span(2, 3), 0}}, {}}, kv);
   cache.wrote(0, 2);
-  const float *k[3], *v[3];
+  const void *k[3], *v[3];
   EXPECT_TRUE(cache.borrows(0, 2));
   cache.key_rows(0, lent.kv(0), lent.rows(), k, v);
-  EXPECT_EQ(k[1], lent.kv(0) + 2 * kKv);
-  EXPECT_EQ(v[0], lent.kv(0) + kKv);
+  EXPECT_EQ(k[1], lent.k(0, 1));
+  EXPECT_EQ(v[0], lent.v(0, 0));
   EXPECT_EQ(k[2], cache.k(0, 2));
+  EXPECT_EQ(v[2], cache.v(0, 2));
   cache.wrote(1, 2);
   EXPECT_THROW(cache.key_rows(1, nullptr, 0, k, v), std::invalid_argument);
   cache.wrote(0, 0);

@@ -91,11 +91,12 @@ struct TinyModel {
 
   std::shared_ptr<const Model> load(const Kernels& kernels = bicache::kernels(),
                                     std::optional<DType> dtype = {},
+                                    std::optional<DType> kv_dtype = {},
                                     Backend backend = Backend::packed) const {
     std::string folder = (std::filesystem::temp_directory_path() / "bicache-tiny-XXXXXX").string();
     if (mkdtemp(folder.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     write(folder);
-    auto model = Model::load(folder, backend, dtype, 1, eot, kernels);
+    auto model = Model::load(folder, backend, dtype, kv_dtype, 1, eot, kernels);
     std::filesystem::remove_all(folder);
     return model;
   }

@@ -54,26 +54,33 @@ py::array_t<T> of_commits(const StepEvent& e, F&& get) {
 
 // ---- engine
 
-DType to_dtype(const std::string& text, const char* what, const char* choices) {
-  require(text == "f32" || text == "bf16", "[engine] ", what, ": expected ", choices, ", got \"",
-          text, "\"");
-  return text == "f32" ? DType::f32 : DType::bf16;
+DType to_dtype(const std::string& text, const char* what, std::span<const DType> types,
+               const char* choices) {
+  for (const DType type : types) {
+    if (bicache::name(type) == text) return type;
+  }
+  fail("[engine] ", what, ": expected ", choices, ", got \"", text, "\"");
 }
 
+constexpr DType kWeightTypes[] = {DType::f32, DType::bf16, DType::int8, DType::int4};
+constexpr DType kCacheTypes[] = {DType::f32, DType::bf16};
+
 std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string& dtype,
-                                    const std::string& backend, int threads,
-                                    int64_t prefix_budget_bytes, const std::string& prefix_dtype,
-                                    int32_t eot_token_id) {
+                                    const std::string& kv_dtype, const std::string& backend,
+                                    int threads, int64_t prefix_budget_bytes,
+                                    const std::string& prefix_dtype, int32_t eot_token_id) {
   require(backend == "packed" || backend == "blas",
           "[engine] backend: expected packed or blas, got \"", backend, "\"");
-  std::optional<DType> kept;
-  if (dtype != "auto") kept = to_dtype(dtype, "dtype", "auto, f32 or bf16");
-  const DType entries = to_dtype(prefix_dtype, "prefix_dtype", "f32 or bf16");
+  std::optional<DType> kept, kv;
+  if (dtype != "auto")
+    kept = to_dtype(dtype, "dtype", kWeightTypes, "auto, f32, bf16, int8 or int4");
+  if (kv_dtype != "auto") kv = to_dtype(kv_dtype, "kv_dtype", kCacheTypes, "auto, f32 or bf16");
+  const DType entries = to_dtype(prefix_dtype, "prefix_dtype", kCacheTypes, "f32 or bf16");
   const WithoutGil released;
   if (threads == 0) threads = available_threads();
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, or 0 for all, got ",
           threads);
-  auto model = Model::load(folder, backend == "blas" ? Backend::blas : Backend::packed, kept,
+  auto model = Model::load(folder, backend == "blas" ? Backend::blas : Backend::packed, kept, kv,
                            threads, eot_token_id);
   return std::make_shared<Engine>(std::move(model), threads, prefix_budget_bytes, entries);
 }
@@ -100,13 +107,14 @@ py::array_t<float> forward(Engine& engine, const py::object& tokens, const py::o
   } else {
     positions = to_vector<int64_t>(rows, "[forward] rows");
   }
-  std::vector<float> logits;
+  py::array_t<float> logits({static_cast<py::ssize_t>(positions.size()),
+                             static_cast<py::ssize_t>(engine.model().config().vocab)});
+  float* out = logits.mutable_data();
   {
     const WithoutGil released;
-    logits = engine.forward(std::move(ids), positions);
+    engine.forward(std::move(ids), positions, out);
   }
-  return to_array(std::move(logits), {static_cast<py::ssize_t>(positions.size()),
-                                      static_cast<py::ssize_t>(engine.model().config().vocab)});
+  return logits;
 }
 
 Tap to_tap(py::object function) {
@@ -137,8 +145,9 @@ py::dict prefix_stats(Engine& engine) {
 
 py::dict forecast_dict(const ModelConfig& config, const PolicyHandle& policy, int64_t prefix_len,
                        int64_t prompt_len, const py::dict& options, const std::string& dtype,
-                       const py::object& tokens_per_step) {
-  const ModelShape shape{config, to_dtype(dtype, "dtype", "f32 or bf16")};
+                       const std::string& kv_dtype, const py::object& tokens_per_step) {
+  const ModelShape shape{config, to_dtype(dtype, "dtype", kWeightTypes, "f32, bf16, int8 or int4"),
+                         to_dtype(kv_dtype, "kv_dtype", kCacheTypes, "f32 or bf16")};
   std::optional<double> rate;
   if (!tokens_per_step.is_none()) rate = to_double(tokens_per_step, "tokens_per_step");
   const Forecast f =
@@ -261,12 +270,14 @@ void bind_engine(py::module_& m) {
       m, "Engine",
       "A loaded model and its prefix store. Safe to use from several threads: steps take turns.")
       .def(py::init(&load_engine), py::arg("folder"), py::kw_only(), py::arg("dtype") = "auto",
-           py::arg("backend") = "packed", py::arg("threads") = 0,
+           py::arg("kv_dtype") = "auto", py::arg("backend") = "packed", py::arg("threads") = 0,
            py::arg("prefix_budget_bytes") = int64_t{1} << 30, py::arg("prefix_dtype") = "f32",
            py::arg("eot_token_id") = -1)
       .def_property_readonly("config", [](const Engine& e) { return e.model().config(); })
       .def_property_readonly(
           "dtype", [](const Engine& e) { return std::string(name(e.model().weights().dtype)); })
+      .def_property_readonly(
+          "kv_dtype", [](const Engine& e) { return std::string(name(e.model().kv_dtype())); })
       .def_property_readonly(
           "backend",
           [](const Engine& e) { return e.model().backend() == Backend::blas ? "blas" : "packed"; })
@@ -350,7 +361,8 @@ PYBIND11_MODULE(_core, m) {
       py::arg("path"), "Sizes and flags from a config.json alone.");
   m.def("forecast", &forecast_dict, py::arg("config"), py::arg("policy"), py::kw_only(),
         py::arg("prefix_len") = 0, py::arg("prompt_len"), py::arg("options") = py::dict(),
-        py::arg("dtype") = "bf16", py::arg("tokens_per_step") = py::none(),
+        py::arg("dtype") = "bf16", py::arg("kv_dtype") = "bf16",
+        py::arg("tokens_per_step") = py::none(),
         "A request's statistics from its plans alone; prefix_len shared tokens and prompt_len of "
         "its own.");
   m.def("checkpoint_info", &checkpoint_info, py::arg("folder"),

@@ -124,7 +124,7 @@ inline bool run_safetensors(std::string_view bytes) {
 }
 
 // Of the prefix files that are tried.
-inline StoreShape prefix_shape() { return {4, 2, 3, DType::bf16, "fuzz"}; }
+inline StoreShape prefix_shape() { return {4, 2, 3, {DType::bf16, DType::f32}, "fuzz"}; }
 
 // Whether the bytes were accepted.
 inline bool run_prefixes(std::string_view bytes) {

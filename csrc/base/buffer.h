@@ -1,6 +1,10 @@
 // Owned, 64-byte aligned, uninitialised memory for trivially copyable elements.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -40,7 +44,7 @@ class Buffer {
   }
 
  private:
-  static constexpr int64_t kAlign = 64;
+  static constexpr int64_t kAlign = 64, kHugePage = int64_t{2} << 20;
   struct Free {
     void operator()(T* p) const { std::free(p); }
   };
@@ -48,9 +52,15 @@ class Buffer {
   static T* allocate(int64_t size) {
     if (size == 0) return nullptr;
     const int64_t bytes = checked_mul(size, sizeof(T), "buffer");
-    const int64_t padded = checked_add(bytes, kAlign - 1, "buffer") / kAlign * kAlign;
-    void* p = std::aligned_alloc(kAlign, static_cast<size_t>(padded));
+    const int64_t align = bytes < 2 * kHugePage ? kAlign : kHugePage;
+    const int64_t padded = checked_add(bytes, align - 1, "buffer") / align * align;
+    void* p = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(padded));
     if (p == nullptr) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    // A page table walk for every 4 KiB would cost products a tenth of their speed.
+    if (align == kHugePage)
+      madvise(p, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+#endif
     return static_cast<T*>(p);
   }
 

@@ -1,4 +1,4 @@
-// Element types of stored weights.
+// Element types of weights and caches.
 #pragma once
 
 #include <bit>
@@ -7,12 +7,18 @@
 
 namespace bicache {
 
-enum class DType : uint8_t { f32, bf16 };
+// int8, int4: of matrices only, with scales (kernels/gemm.h).
+enum class DType : uint8_t { f32, bf16, int8, int4 };
 
+// Of f32 and bf16.
 constexpr int64_t size_bytes(DType t) { return t == DType::f32 ? 4 : 2; }
-constexpr std::string_view name(DType t) { return t == DType::f32 ? "f32" : "bf16"; }
+constexpr std::string_view name(DType t) {
+  constexpr std::string_view kNames[] = {"f32", "bf16", "int8", "int4"};
+  return kNames[static_cast<size_t>(t)];
+}
+constexpr bool is_quantised(DType t) { return t == DType::int8 || t == DType::int4; }
 
-// The upper half of a float32; weights only, arithmetic is in float32.
+// The upper half of a float32.
 struct bf16 {
   uint16_t bits;
 };

@@ -1,14 +1,14 @@
 #include "cache/layer_cache.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 
 #include "base/check.h"
 
 namespace bicache {
 
 void LayerCache::Store::init(const std::vector<Kept::Part>& parts, int layers, int64_t rows,
-                             int64_t width) {
+                             int64_t row_bytes) {
   slot_of.assign(static_cast<size_t>(rows), -1);
   first_layer.assign(static_cast<size_t>(rows), 0);
   int64_t total = 0;
@@ -19,30 +19,32 @@ void LayerCache::Store::init(const std::vector<Kept::Part>& parts, int layers, i
       internal_check(slot_of[row] < 0, "[cache] row ", row, " is kept twice");
       slot_of[row] = static_cast<int64_t>(base.size());
       first_layer[row] = part.first_layer;
-      base.push_back(total + i++ * width);
-      step.push_back(count * width);
+      base.push_back(total + i++ * row_bytes);
+      step.push_back(count * row_bytes);
     });
-    total =
-        checked_add(total, checked_mul(checked_mul(count, kept, "cache"), width, "cache"), "cache");
+    total = checked_add(total, checked_mul(checked_mul(count, kept, "cache"), row_bytes, "cache"),
+                        "cache");
   }
-  data = Buffer<float>(total);
+  data = Buffer<std::byte>(total);
 }
 
-float* LayerCache::Store::find(int layer, int64_t row) {
+std::byte* LayerCache::Store::find(int layer, int64_t row) {
   const int64_t slot = slot_of[row];
   if (slot < 0 || layer < first_layer[row]) return nullptr;
   return data.data() + base[slot] + (layer - first_layer[row]) * step[slot];
 }
 
-LayerCache::LayerCache(int layers, int64_t rows, int64_t kv_width, int64_t dim, const Kept& kept)
-    : layers_(layers), rows_(rows), kv_width_(kv_width) {
-  kv_.init(kept.kv, layers, rows, 2 * kv_width);
-  delta_.init(kept.delta, layers, rows, dim);
-  value_.init(kept.value, layers, rows, kv_width);
-  // What is read before it was written shows up as NaN logits, which the sampler refuses.
+LayerCache::LayerCache(int layers, int64_t rows, int64_t kv_width, int64_t dim, const Kept& kept,
+                       DType kv_dtype)
+    : layers_(layers), rows_(rows), kv_width_(kv_width), kv_dtype_(kv_dtype) {
+  kv_.init(kept.kv, layers, rows, 2 * kv_bytes());
+  delta_.init(kept.delta, layers, rows, dim * static_cast<int64_t>(sizeof(float)));
+  value_.init(kept.value, layers, rows, kv_bytes());
+  // What is read before it was written shows up as NaN logits, which the sampler refuses: all bits
+  // set are a NaN of either type.
   for (Store* store : {&delta_, &value_})
-    std::fill_n(store->data.data(), store->data.size(), std::numeric_limits<float>::quiet_NaN());
-  scratch_ = Buffer<float>(checked_mul(rows, 2 * kv_width, "cache"));
+    std::fill_n(store->data.data(), store->data.size(), std::byte{0xff});
+  scratch_ = Buffer<std::byte>(checked_mul(rows, 2 * kv_bytes(), "cache"));
   own_.assign(static_cast<size_t>(checked_mul(layers, rows, "cache")), 0);
 }
 
@@ -52,21 +54,27 @@ int64_t LayerCache::size_bytes() const {
 }
 
 int64_t LayerCache::size_bytes(int layers, int64_t rows, int64_t kv_width, int64_t dim,
-                               const Kept& kept) {
-  int64_t floats = rows * 2 * kv_width;
-  const auto add = [&](const std::vector<Kept::Part>& parts, int64_t width) {
+                               const Kept& kept, DType kv_dtype) {
+  const int64_t kv_bytes = kv_width * bicache::size_bytes(kv_dtype);
+  int64_t bytes = rows * 2 * kv_bytes + layers * rows;
+  const auto add = [&](const std::vector<Kept::Part>& parts, int64_t row_bytes) {
     for (const Kept::Part& part : parts)
-      floats += part.rows.size() * std::max(0, layers - part.first_layer) * width;
+      bytes += part.rows.size() * std::max(0, layers - part.first_layer) * row_bytes;
   };
-  add(kept.kv, 2 * kv_width);
-  add(kept.delta, dim);
-  add(kept.value, kv_width);
-  return floats * static_cast<int64_t>(sizeof(float)) + layers * rows;
+  add(kept.kv, 2 * kv_bytes);
+  add(kept.delta, dim * static_cast<int64_t>(sizeof(float)));
+  add(kept.value, kv_bytes);
+  return bytes;
 }
 
-float* LayerCache::slot(int layer, int64_t row) {
-  float* kept = kv_.find(layer, row);
-  return kept != nullptr ? kept : scratch_.data() + row * 2 * kv_width_;
+std::byte* LayerCache::slot(int layer, int64_t row) {
+  std::byte* kept = kv_.find(layer, row);
+  return kept != nullptr ? kept : scratch_.data() + row * 2 * kv_bytes();
+}
+
+void LayerCache::recomputed(int layer, int64_t row) {
+  if (void* copy = recomputed_v(layer, row))
+    std::memcpy(copy, v(layer, row), static_cast<size_t>(kv_bytes()));
 }
 
 void LayerCache::begin_layer(int layer) {
@@ -87,17 +95,19 @@ bool LayerCache::borrows(int layer, int64_t p) const {
   return std::find(begin, begin + p, 0) != begin + p;
 }
 
-void LayerCache::key_rows(int layer, const float* lent, int64_t lent_rows, const float** k,
-                          const float** v) {
+void LayerCache::key_rows(int layer, const void* lent, int64_t lent_rows, const void** k,
+                          const void** v) {
   for (int64_t row = 0; row < rows_; ++row) {
+    const std::byte* at;
     if (own(layer, row)) {
-      k[row] = slot(layer, row);
+      at = slot(layer, row);
     } else {
       require(lent != nullptr && row < lent_rows, "[cache] layer ", layer, " row ", row,
               ": expected K/V written by this request or held by its prefix entry, got neither");
-      k[row] = lent + row * 2 * kv_width_;
+      at = static_cast<const std::byte*>(lent) + row * 2 * kv_bytes();
     }
-    v[row] = k[row] + kv_width_;
+    k[row] = at;
+    v[row] = at + kv_bytes();
   }
 }
 

@@ -2,13 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <span>
 #include <vector>
 
 #include "base/buffer.h"
-#include "base/dtype.h"
+#include "base/convert.h"
 
 namespace bicache {
 
@@ -24,23 +23,35 @@ struct EntryNeeds {
   bool nothing() const { return kv_layers == 0 && joins.empty(); }
 };
 
+// How an entry is held: f32 or bf16.
+struct EntryTypes {
+  DType kv = DType::f32;        // K and V
+  DType residual = DType::f32;  // h
+  bool operator==(const EntryTypes&) const = default;
+};
+
+// Of the entries of a model whose K and V are `kv`: these as they are, or, where they are f32, as
+// `prefix_dtype`.
+constexpr EntryTypes entry_types(DType kv, DType prefix_dtype) {
+  return {kv == DType::f32 ? prefix_dtype : kv, prefix_dtype};
+}
+
 class PrefixEntry {
  public:
-  // Empty, for `rows` prefix rows (p); kv_width = G * D, dim = E; held as `dtype`. Filled by the
-  // forward pass that makes it.
+  // Empty, for `rows` prefix rows (p); kv_width = G * D, dim = E. Filled by the forward pass that
+  // makes it.
   PrefixEntry(int64_t rows, int64_t kv_width, int64_t dim, const EntryNeeds& needs,
-              DType dtype = DType::f32)
-      : rows_(rows), kv_width_(kv_width), dim_(dim), kv_layers_(needs.kv_layers), dtype_(dtype) {
-    const int64_t joins = static_cast<int64_t>(needs.joins.size());
-    size_bytes(rows, kv_width, dim, needs, dtype);  // throws where it would not fit an int64
-    kv_ = Buffer<std::byte>(kv_layers_ * layer_bytes());
-    for (int64_t i = 0; i < joins; ++i) h_.emplace(needs.joins[i], rows * dim * width());
+              EntryTypes types = {})
+      : rows_(rows), kv_width_(kv_width), dim_(dim), kv_layers_(needs.kv_layers), types_(types) {
+    size_bytes(rows, kv_width, dim, needs, types);  // throws where it would not fit an int64
+    kv_ = Buffer<std::byte>(kv_layers_ * rows * 2 * kv_bytes());
+    for (const int layer : needs.joins) h_.emplace(layer, rows * h_bytes());
   }
 
   int64_t rows() const { return rows_; }
   int64_t kv_width() const { return kv_width_; }
   int64_t dim() const { return dim_; }
-  DType dtype() const { return dtype_; }
+  EntryTypes types() const { return types_; }
   int kv_layers() const { return kv_layers_; }
   bool has_h(int layer) const { return h_.contains(layer); }
   bool covers(const EntryNeeds& needs) const {
@@ -62,34 +73,35 @@ class PrefixEntry {
   }
   // What an entry would take.
   static int64_t size_bytes(int64_t rows, int64_t kv_width, int64_t dim, const EntryNeeds& needs,
-                            DType dtype) {
-    const auto joins = static_cast<int64_t>(needs.joins.size());
-    const int64_t per_row = checked_add(checked_mul(needs.kv_layers, 2 * kv_width, "prefix entry"),
-                                        checked_mul(joins, dim, "prefix entry"), "prefix entry");
-    return checked_mul(checked_mul(rows, per_row, "prefix entry"), bicache::size_bytes(dtype),
-                       "prefix entry");
+                            EntryTypes types, const char* where = "prefix entry") {
+    const auto mul = [&](int64_t a, int64_t b) { return checked_mul(a, b, where); };
+    const int64_t kv = mul(mul(needs.kv_layers, mul(2, kv_width)), bicache::size_bytes(types.kv));
+    const int64_t h = mul(mul(static_cast<int64_t>(needs.joins.size()), dim),
+                          bicache::size_bytes(types.residual));
+    return mul(rows, checked_add(kv, h, where));
   }
 
-  // One row of a layer: k after RoPE and v [G, D], h (the residual entering it) [E].
-  void put_kv(int layer, int64_t row, const float* k, const float* v) {
-    std::byte* at = kv_.data() + layer * layer_bytes() + row * 2 * kv_width_ * width();
-    narrow(k, kv_width_, at);
-    narrow(v, kv_width_, at + kv_width_ * width());
+  // One row of a layer: k after RoPE and v [G, D] of type `from`, h (the residual entering it) [E].
+  void put_kv(int layer, int64_t row, const void* k, const void* v, DType from = DType::f32) {
+    std::byte* at = kv_.data() + kv_at(layer, row);
+    convert(k, from, kv_width_, at, types_.kv);
+    convert(v, from, kv_width_, at + kv_bytes(), types_.kv);
   }
   void put_h(int layer, int64_t row, const float* h) {
-    narrow(h, dim_, h_.at(layer).data() + row * dim_ * width());
+    convert(h, DType::f32, dim_, h_.at(layer).data() + row * h_bytes(), types_.residual);
   }
   void get_h(int layer, int64_t row, float* out) const {
-    widen(h_.at(layer).data() + row * dim_ * width(), dim_, out);
+    convert(h_.at(layer).data() + row * h_bytes(), types_.residual, dim_, out, DType::f32);
   }
-  // All rows of a layer [p, 2, G, D]. In place where they are held as f32; otherwise null, and
-  // get_kv copies one row, [2, G, D].
-  const float* kv(int layer) const {
-    if (dtype_ != DType::f32) return nullptr;
-    return reinterpret_cast<const float*>(kv_.data() + layer * layer_bytes());
+  // In place: K and V of all rows of a layer [p, 2, G, D], those of one row [G, D]; of types().kv.
+  const void* kv(int layer) const { return kv_.data() + kv_at(layer, 0); }
+  const void* k(int layer, int64_t row) const { return kv_.data() + kv_at(layer, row); }
+  const void* v(int layer, int64_t row) const {
+    return kv_.data() + kv_at(layer, row) + kv_bytes();
   }
+  // Of one row, [2, G, D].
   void get_kv(int layer, int64_t row, float* out) const {
-    widen(kv_.data() + layer * layer_bytes() + row * 2 * kv_width_ * width(), 2 * kv_width_, out);
+    convert(k(layer, row), types_.kv, 2 * kv_width_, out, DType::f32);
   }
 
   // The bytes as they are held, to save and restore: K and V, then the residuals by layer.
@@ -105,29 +117,14 @@ class PrefixEntry {
   }
 
  private:
-  int64_t width() const { return bicache::size_bytes(dtype_); }
-  int64_t layer_bytes() const { return rows_ * 2 * kv_width_ * width(); }
-
-  void narrow(const float* from, int64_t count, std::byte* to) const {
-    if (dtype_ == DType::f32) {
-      std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-      return;
-    }
-    auto* half = reinterpret_cast<bf16*>(to);
-    for (int64_t i = 0; i < count; ++i) half[i] = to_bf16(from[i]);
-  }
-  void widen(const std::byte* from, int64_t count, float* to) const {
-    if (dtype_ == DType::f32) {
-      std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-      return;
-    }
-    const auto* half = reinterpret_cast<const bf16*>(from);
-    for (int64_t i = 0; i < count; ++i) to[i] = to_float(half[i]);
-  }
+  // Of one row's K or V, of one row's h.
+  int64_t kv_bytes() const { return kv_width_ * bicache::size_bytes(types_.kv); }
+  int64_t h_bytes() const { return dim_ * bicache::size_bytes(types_.residual); }
+  int64_t kv_at(int layer, int64_t row) const { return (layer * rows_ + row) * 2 * kv_bytes(); }
 
   int64_t rows_, kv_width_, dim_;
   int kv_layers_;
-  DType dtype_;
+  EntryTypes types_;
   Buffer<std::byte> kv_;                // [kv_layers, p, 2, G, D]
   std::map<int, Buffer<std::byte>> h_;  // layer -> [p, E]
 };

@@ -25,7 +25,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "numbers are written as they are held");
 
 constexpr std::string_view kMagic = "bcprefix";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kMaxFingerprintBytes = 1 << 16;
 constexpr size_t kPieceBytes = 1 << 20;  // of a checksum
 // Those of an entry of one token that holds nothing.
@@ -156,7 +156,7 @@ bool fits(const StoreShape& shape, const PrefixStore::Item& item) {
   const PrefixEntry& e = *item.entry;
   const std::vector<int> joins = e.joins();  // ascending
   return e.rows() > 0 && e.rows() == static_cast<int64_t>(item.tokens.size()) &&
-         e.kv_width() == shape.kv_width && e.dim() == shape.dim && e.dtype() == shape.dtype &&
+         e.kv_width() == shape.kv_width && e.dim() == shape.dim && e.types() == shape.types &&
          e.kv_layers() <= shape.layers &&
          (joins.empty() || (joins.front() > 0 && joins.back() < shape.layers));
 }
@@ -187,6 +187,14 @@ std::pair<std::string, std::string> shown(const std::string& a, const std::strin
   return {"..." + quote(a.substr(from)), "..." + quote(b.substr(from))};
 }
 
+uint32_t code(DType type) { return type == DType::f32 ? 0 : 1; }
+
+void expect_type(const Reader& in, const char* what, uint32_t stored, DType type) {
+  in.expect(stored <= 1, what, "0 (f32) or 1 (bf16), got ", stored);
+  in.expect(stored == code(type), what, name(type), ", got ",
+            name(stored == 0 ? DType::f32 : DType::bf16));
+}
+
 // How many entries follow.
 uint64_t read_header(Reader& in, const StoreShape& shape) {
   std::string magic(kMagic.size(), '\0');
@@ -199,7 +207,8 @@ uint64_t read_header(Reader& in, const StoreShape& shape) {
   const auto layers = in.number<uint32_t>("layers");
   const auto kv_width = in.number<uint64_t>("kv_width");
   const auto dim = in.number<uint64_t>("dim");
-  const auto dtype = in.number<uint32_t>("dtype");
+  const auto kv_dtype = in.number<uint32_t>("dtype of K and V");
+  const auto residual_dtype = in.number<uint32_t>("residual dtype");
   const auto fingerprint_bytes = in.number<uint32_t>("fingerprint bytes");
   const auto entries = in.number<uint64_t>("entries");
   in.expect(fingerprint_bytes <= kMaxFingerprintBytes, "fingerprint bytes", "at most ",
@@ -210,9 +219,8 @@ uint64_t read_header(Reader& in, const StoreShape& shape) {
   const auto [ours, theirs] = shown(shape.fingerprint, fingerprint);
   in.expect(fingerprint == shape.fingerprint, "fingerprint", "the prefixes of model ", ours,
             ", got those of ", theirs);
-  in.expect(dtype <= 1, "dtype", "0 (f32) or 1 (bf16), got ", dtype);
-  const DType stored = dtype == 0 ? DType::f32 : DType::bf16;
-  in.expect(stored == shape.dtype, "dtype", name(shape.dtype), ", got ", name(stored));
+  expect_type(in, "dtype of K and V", kv_dtype, shape.types.kv);
+  expect_type(in, "residual dtype", residual_dtype, shape.types.residual);
   in.expect(std::cmp_equal(layers, shape.layers), "layers", shape.layers, ", got ", layers);
   in.expect(std::cmp_equal(kv_width, shape.kv_width), "kv_width", shape.kv_width, ", got ",
             kv_width);
@@ -261,14 +269,11 @@ std::shared_ptr<PrefixEntry> read_entry(Reader& in, const StoreShape& shape, Key
 
   const auto rows = static_cast<int64_t>(tokens);
   const std::string where = in.where("K, V and residuals");
-  const int64_t kv =
-      checked_mul(kv_layers, checked_mul(2, shape.kv_width, where.c_str()), where.c_str());
-  const int64_t row = checked_add(kv, checked_mul(joins, shape.dim, where.c_str()), where.c_str());
   const int64_t bytes =
-      checked_mul(checked_mul(rows, row, where.c_str()), size_bytes(shape.dtype), where.c_str());
+      PrefixEntry::size_bytes(rows, shape.kv_width, shape.dim, needs, shape.types, where.c_str());
   in.expect(bytes <= in.left(), "K, V and residuals", bytes, " bytes, got the last ", in.left(),
             " of the file (is it truncated?)");
-  auto entry = std::make_shared<PrefixEntry>(rows, shape.kv_width, shape.dim, needs, shape.dtype);
+  auto entry = std::make_shared<PrefixEntry>(rows, shape.kv_width, shape.dim, needs, shape.types);
   for (const std::span<std::byte> part : entry->parts()) in.bytes(part, "K, V and residuals");
   in.checksum();
   return entry;
@@ -289,7 +294,8 @@ int64_t save_prefixes(const PrefixStore& store, const StoreShape& shape, const s
   out.number(static_cast<uint32_t>(shape.layers));
   out.number(static_cast<uint64_t>(shape.kv_width));
   out.number(static_cast<uint64_t>(shape.dim));
-  out.number<uint32_t>(shape.dtype == DType::f32 ? 0 : 1);
+  out.number(code(shape.types.kv));
+  out.number(code(shape.types.residual));
   out.number(static_cast<uint32_t>(shape.fingerprint.size()));
   out.number<uint64_t>(items.size());
   out.text(shape.fingerprint);

@@ -3,14 +3,15 @@
 // A file holds the token ids of prompts, the salts that keep users apart, and what the model made
 // of them. It is as secret as the prompts are: only its owner may read it (mode 0600).
 //
-// Format 1. Numbers are little-endian, u: unsigned, i: signed; nothing is padded.
+// Format 2. Numbers are little-endian, u: unsigned, i: signed; nothing is padded.
 //
 //   header   magic              8 bytes  "bcprefix"
-//            version            u32      1
+//            version            u32      2
 //            layers             u32      L
 //            kv_width           u64      G * D
 //            dim                u64      E
-//            dtype              u32      0: f32, 1: bf16
+//            dtype of K and V   u32      0: f32, 1: bf16
+//            residual dtype     u32      0: f32, 1: bf16
 //            fingerprint bytes  u32      at most 65536
 //            entries            u64      the least recently used first
 //            fingerprint
@@ -24,8 +25,8 @@
 //            token ids          i32 each, >= 0
 //            salt
 //            join layers        u32 each, ascending, 1..L-1
-//            K and V            [kv_layers, p, 2, G, D] of dtype
-//            residuals          [joins, p, E] of dtype
+//            K and V            [kv_layers, p, 2, G, D]
+//            residuals          [joins, p, E]
 //            checksum           u64
 //
 // A checksum covers the file up to itself: it is `sum`, which begins as 0 and becomes
@@ -38,7 +39,6 @@
 #include <cstdint>
 #include <string>
 
-#include "base/dtype.h"
 #include "cache/prefix_store.h"
 
 namespace bicache {
@@ -47,7 +47,7 @@ namespace bicache {
 struct StoreShape {
   int layers = 0;                 // L
   int64_t kv_width = 0, dim = 0;  // G * D, E
-  DType dtype = DType::f32;
+  EntryTypes types;
   std::string fingerprint;  // of the model and of the way it computes; at most 65536 bytes
 };
 

@@ -36,8 +36,8 @@ void Engine::set_tap(Tap tap) {
   tap_ = std::move(tap);
 }
 
-std::vector<float> Engine::forward(std::vector<int32_t> tokens,
-                                   const std::vector<int64_t>& positions) {
+void Engine::forward(std::vector<int32_t> tokens, const std::vector<int64_t>& positions,
+                     float* logits) {
   const Turn turn(*this);
   RequestState request = model_->make_request(std::move(tokens), 0, {});
   for (const int64_t i : positions) {
@@ -45,28 +45,27 @@ std::vector<float> Engine::forward(std::vector<int32_t> tokens,
             ", got ", i);
   }
   const RowSet wanted = RowSet::of(positions);
+  const std::vector<int64_t> order = wanted.list();
   const StepPlan plan = StepPlan::uniform(RowSet::span(0, request.n()), wanted);
   Pass pass{&request, &plan, nullptr, {}};
+  if (order == positions) pass.logits_to = logits;
   model_->forward({&pass, 1}, workspace_, threads_, tap_);
-
-  const auto vocab = static_cast<size_t>(model_->config().vocab);
-  const std::vector<int64_t> order = wanted.list();
-  std::vector<float> logits(positions.size() * vocab);
+  if (order == positions) return;
+  const int64_t vocab = model_->config().vocab;
   for (size_t i = 0; i < positions.size(); ++i) {
     const int64_t row = std::lower_bound(order.begin(), order.end(), positions[i]) - order.begin();
-    std::copy_n(pass.logits.row(row), vocab, logits.begin() + static_cast<int64_t>(i * vocab));
+    std::copy_n(pass.logits.row(row), vocab, logits + static_cast<int64_t>(i) * vocab);
   }
   workspace_.logits = {};  // [N, V] of a long canvas is not worth keeping
-  return logits;
 }
 
 StoreShape Engine::store_shape() const {
   const ModelConfig& c = model_->config();
   const bool packed = model_->backend() == Backend::packed;
-  return {
-      c.layers, c.kv_width(), c.dim, prefix_dtype_,
-      cat(model_->fingerprint(), " ", name(model_->weights().dtype), " weights, ",
-          packed ? "" : "blas and ", model_->kernels().isa, " kernels, bicache ", BICACHE_VERSION)};
+  return {c.layers, c.kv_width(), c.dim, entry_types(),
+          cat(model_->fingerprint(), " ", name(model_->weights().dtype), " weights, ",
+              name(model_->kv_dtype()), " K/V, ", packed ? "" : "blas and ", model_->kernels().isa,
+              " kernels, bicache ", BICACHE_VERSION)};
 }
 
 void Engine::clear_prefixes() {
@@ -103,7 +102,7 @@ int64_t Engine::discover(const Request& request) {
   const int64_t p = discovery_.prefix_of(request.prompt, request.salt, prompt - c.shift,
                                          *request.discover, store_);
   const EntryNeeds needs = request.policy->prefix_needs({c.layers, p, prompt - p, 0, c.shift});
-  const bool fits = PrefixEntry::size_bytes(p, c.kv_width(), c.dim, needs, prefix_dtype_) <=
+  const bool fits = PrefixEntry::size_bytes(p, c.kv_width(), c.dim, needs, entry_types()) <=
                     store_.stats().budget_bytes;
   return needs.nothing() || !fits ? 0 : p;
 }
@@ -122,7 +121,7 @@ PrefixStore::Entry Engine::prefix_entry(EntryNeeds needs, const RequestInfo& inf
   // canvas), up to the last layer the entry keeps something of.
   const auto& c = model_->config();
   if (const EntryNeeds wide = store_.widened(key, needs);
-      PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, wide, prefix_dtype_) <=
+      PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, wide, entry_types()) <=
       store_.stats().budget_bytes) {
     needs = wide;
   }
@@ -130,7 +129,7 @@ PrefixStore::Entry Engine::prefix_entry(EntryNeeds needs, const RequestInfo& inf
   RequestState r = model_->make_request(
       alone ? std::vector<int32_t>(prefix.begin(), prefix.end()) : canvas, 0, {});
   const StepPlan plan = entry_plan(needs, info.layers, r.n());
-  auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs, prefix_dtype_);
+  auto entry = std::make_shared<PrefixEntry>(info.p, c.kv_width(), c.dim, needs, entry_types());
   Pass pass{&r, &plan, entry.get(), {}};
   model_->forward({&pass, 1}, workspace_, threads_, tap_);
   add(stats.entry_work, r.work);

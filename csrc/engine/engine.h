@@ -77,6 +77,7 @@ struct Result {
 
 class Engine {
  public:
+  // `prefix_dtype`: how prefix entries are held, f32 or bf16; see entry_types.
   Engine(std::shared_ptr<const Model> model, int threads, int64_t prefix_budget_bytes,
          DType prefix_dtype = DType::f32);
 
@@ -84,6 +85,7 @@ class Engine {
   int threads() const { return threads_; }
   PrefixStore& store() { return store_; }
   DType prefix_dtype() const { return prefix_dtype_; }
+  EntryTypes entry_types() const { return bicache::entry_types(model_->kv_dtype(), prefix_dtype_); }
   // What the store's entries belong to: this model, and the way it computes.
   StoreShape store_shape() const;
   // Forgets all prefix entries and what discovery has seen.
@@ -93,8 +95,8 @@ class Engine {
   // Of every pass from now on; empty: off.
   void set_tap(Tap tap);
 
-  // Logits [positions.size(), V] of `positions` of a canvas, everything recomputed.
-  std::vector<float> forward(std::vector<int32_t> tokens, const std::vector<int64_t>& positions);
+  // logits [positions.size(), V] of `positions` of a canvas, everything recomputed.
+  void forward(std::vector<int32_t> tokens, const std::vector<int64_t>& positions, float* logits);
 
  private:
   friend class Generation;

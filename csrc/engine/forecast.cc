@@ -56,15 +56,15 @@ Forecast forecast(const ModelShape& model, const Policy& policy, int64_t p, int6
   check_countable(c, info, *options.steps, branches);
   Forecast f;
   f.stats.prefix_tokens = info.p;
-  f.stats.cache_bytes =
-      branches * LayerCache::size_bytes(c.layers, info.n(), c.kv_width(), c.dim, policy.kept(info));
+  f.stats.cache_bytes = branches * LayerCache::size_bytes(c.layers, info.n(), c.kv_width(), c.dim,
+                                                          policy.kept(info), model.kv_dtype);
   if (const EntryNeeds needs = policy.needs(info); !needs.nothing()) {
     f.stats.prefix_hit = false;
     const int64_t rows = needs.source == EntryNeeds::Source::alone ? info.p : info.n();
     const auto work = predicted_work(model, entry_plan(needs, c.layers, rows), rows);
     for (int i = 0; i < branches; ++i) add(f.stats.entry_work, work);
-    f.entry_bytes =
-        branches * PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, needs, DType::f32);
+    const EntryTypes types = entry_types(model.kv_dtype, DType::f32);
+    f.entry_bytes = branches * PrefixEntry::size_bytes(info.p, c.kv_width(), c.dim, needs, types);
   }
 
   constexpr int32_t kMask = 1;  // a canvas of which only this is known

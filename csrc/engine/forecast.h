@@ -11,7 +11,7 @@ namespace bicache {
 
 struct Forecast {
   RequestStats stats;         // as the request would have them, without seconds
-  int64_t entry_bytes = 0;    // its prefix entry, unconditional ones too
+  int64_t entry_bytes = 0;    // its prefix entry, unconditional ones too; prefix_dtype f32
   int64_t vanilla_flops = 0;  // the published loops without cache: every row in every layer, and
                               // the head over every row, at every step
 };

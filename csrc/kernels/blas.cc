@@ -38,12 +38,12 @@ int to_int(int64_t n) {
 
 }  // namespace
 
-void blas_gemm(View<const float> a, View<const float> w, View<float> c, int threads) {
+void blas_gemm(View<const float> a, View<const float> w, View<float> c, bool add, int threads) {
   static std::mutex mutex;  // OpenBLAS has one thread count per process
   const std::lock_guard lock(mutex);
   BICACHE_BLAS(openblas_set_num_threads)(std::max(threads, 1));
   sgemm(kRowMajor, kNoTrans, kTrans, to_int(a.rows), to_int(w.rows), to_int(a.cols), 1, a.data,
-        to_int(a.stride), w.data, to_int(w.stride), 0, c.data, to_int(c.stride));
+        to_int(a.stride), w.data, to_int(w.stride), add ? 1.0f : 0.0f, c.data, to_int(c.stride));
 }
 
 std::string blas_config() { return BICACHE_BLAS(openblas_get_config)(); }

@@ -1,81 +1,25 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/blas.h"
+#include "kernels/quantize.h"
 
 namespace bicache {
 namespace {
 
-constexpr int64_t kInputBlock = 1024;  // of one panel: stays in L2 while the rows of a task pass
-constexpr int64_t kFewRowsInputBlock = 512;  // of fewer rows: kernels prefetch the next block
-constexpr int64_t kRowBlock = 96;            // rows of one task
+constexpr int64_t kBlockWords = 1024;   // of one panel: stays in L2 while the rows of a task pass
+constexpr int64_t kFewRowsBlock = 512;  // of fewer rows than a task holds
+constexpr int64_t kFewRowsInt4Block = 64;  // of those: their bytes stay in L1
+constexpr int64_t kMostPanels = 8;         // of one task, whose sums stay in L2
+constexpr int64_t kFewPanels = 16;         // matrices of fewer are cut over the inputs, too
+constexpr int64_t kChunkWords = 1024;      // then; whole blocks
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Elements [0, n) of a stored row, which need not be aligned.
-void widen(const std::byte* source, DType stored, int64_t n, float* out) {
-  if (stored == DType::f32) {
-    std::memcpy(out, source, static_cast<size_t>(n) * sizeof(float));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    bf16 x;
-    std::memcpy(&x, source + i * 2, sizeof x);
-    out[i] = to_float(x);
-  }
-}
-
-void narrow(float x, float& out) { out = x; }
-void narrow(float x, bf16& out) { out = to_bf16(x); }
-
-struct Source {
-  const std::byte* data;
-  DType stored;
-  int64_t outputs, inputs;
-
-  void read(int64_t output, int64_t input, int64_t n, float* out) const {
-    widen(data + (output * inputs + input) * bicache::size_bytes(stored), stored, n, out);
-  }
-};
-
-// One panel: [inputs, panel], columns from output `first`, zero where there are none.
-template <class Kept>
-void pack_panel(const Source& source, int64_t first, int64_t panel, Kept* out) {
-  constexpr int64_t kStrip = 16;  // inputs at a time: a cache line of each of the panel's rows
-  const int64_t cols = std::min(panel, source.outputs - first);
-  for (int64_t k = 0; k < source.inputs; k += kStrip) {
-    const int64_t n = std::min(kStrip, source.inputs - k);
-    float strip[kStrip];
-    for (int64_t j = 0; j < panel; ++j) {
-      if (j < cols) source.read(first + j, k, n, strip);
-      if (j >= cols) std::fill_n(strip, n, 0.0f);
-      for (int64_t i = 0; i < n; ++i) narrow(strip[i], out[(k + i) * panel + j]);
-    }
-  }
-}
-
-// Rows [begin, begin + rows) of c, one panel of columns.
-void multiply(const Kernels& kernels, View<const float> a, const Matrix& w, View<float> c,
-              int64_t p) {
-  const int64_t panel = kernels.panel, inputs = w.inputs(), first = p * panel;
-  const int64_t cols = std::min(panel, w.outputs() - first);
-  const int64_t block = a.rows < kRowBlock ? kFewRowsInputBlock : kInputBlock;
-  for (int64_t k = 0; k < inputs; k += block) {
-    const int64_t n = std::min(block, inputs - k);
-    const int64_t offset = (p * inputs + k) * panel;
-    if (w.dtype() == DType::f32) {
-      kernels.gemm_f32(a.data + k, a.stride, reinterpret_cast<const float*>(w.data()) + offset, n,
-                       c.data + first, c.stride, a.rows, cols, k > 0);
-    } else {
-      kernels.gemm_bf16(a.data + k, a.stride, reinterpret_cast<const bf16*>(w.data()) + offset, n,
-                        c.data + first, c.stride, a.rows, cols, k > 0);
-    }
-  }
-}
 
 void charge(std::span<const Share> shares, Op op, int64_t rows, const Matrix& w) {
   int64_t total = 0, end = 0;
@@ -93,61 +37,342 @@ void charge(std::span<const Share> shares, Op op, int64_t rows, const Matrix& w)
   }
 }
 
-}  // namespace
-
-int64_t Matrix::size_bytes(const Kernels& kernels, Backend backend, DType kept, int64_t outputs,
-                           int64_t inputs) {
-  const int64_t panel = backend == Backend::blas ? 1 : kernels.panel;
-  const int64_t rows = checked_mul(ceil_div(outputs, panel), panel, "gemm");
-  return checked_mul(checked_mul(rows, inputs, "gemm"), bicache::size_bytes(kept), "gemm");
+void check(const Kernels& kernels, const Activations& a, int64_t first, int64_t rows,
+           const Matrix& w) {
+  internal_check(a.inputs() == w.inputs() && first + rows <= a.rows(),
+                 "[gemm] activations: expected rows up to ", first + rows, " of ", w.inputs(),
+                 " inputs, got ", a.rows(), " of ", a.inputs());
+  const bool same =
+      a.weights() == w.dtype() || (is_quantised(a.weights()) && is_quantised(w.dtype()));
+  internal_check(w.backend() == Backend::blas || (w.panel() == kernels.panel && same),
+                 "[gemm] weights: expected panels of ", kernels.panel, " and ", name(a.weights()),
+                 ", got ", w.panel(), " and ", name(w.dtype()));
 }
 
-Matrix::Matrix(const Kernels& kernels, Backend backend, const std::byte* source, DType stored,
-               DType kept, int64_t outputs, int64_t inputs, int threads)
-    : backend_(backend), dtype_(kept), outputs_(outputs), inputs_(inputs) {
-  internal_check(outputs > 0 && inputs > 0, "[gemm] weight shape: expected positive, got [",
-                 outputs, ", ", inputs, "]");
-  internal_check(backend == Backend::packed || kept == DType::f32,
-                 "[gemm] blas weights: expected f32, got ", name(kept));
-  const Source from{source, stored, outputs, inputs};
-  if (backend == Backend::blas) {
-    data_ = Buffer<std::byte>(size_bytes(kernels, backend, kept, outputs, inputs));
-    float* out = reinterpret_cast<float*>(data_.data());
-    parallel_for(outputs, threads, [&](int64_t j) { from.read(j, 0, inputs, out + j * inputs); });
-    return;
+// Memory of one thread: sums [rows of a task, panel] of float, or int32 for int8.
+struct Scratch {
+  Buffer<float> sums, other;
+  Buffer<int8_t> expanded;  // one block of int4
+
+  Scratch(int64_t rows, int64_t panel) { reserve(rows, panel); }
+  void reserve(int64_t rows, int64_t panel) {
+    sums.reserve(rows * panel);
+    other.reserve(rows * panel);
   }
-  panel_ = kernels.panel;
-  const int64_t panels = ceil_div(outputs, panel_), size = checked_mul(inputs, panel_, "gemm");
-  data_ = Buffer<std::byte>(size_bytes(kernels, backend, kept, outputs, inputs));
-  parallel_for(panels, threads, [&](int64_t p) {
-    if (kept == DType::f32) {
-      pack_panel(from, p * panel_, panel_, reinterpret_cast<float*>(data_.data()) + p * size);
-    } else {
-      pack_panel(from, p * panel_, panel_, reinterpret_cast<bf16*>(data_.data()) + p * size);
+};
+
+Scratch& scratch(const Product& product, int64_t panel) {
+  const int64_t rows = ceil_div(product.row_block, product.row_step) * product.row_step;
+  thread_local Scratch mine(rows, panel);
+  mine.reserve(rows, panel);
+  return mine;
+}
+
+// Some rows of a product, panel by panel.
+struct Rows {
+  const Kernels& kernels;
+  const Activations& a;
+  const Matrix& w;
+  int64_t first, rows;
+
+  // out [rows, panel] = the sum over words [begin, end) of panel p, or is added to; with `finish`
+  // it ends as that says, and out is scratch. `after` (may be null): where the next weights stand.
+  void sum(int64_t p, int64_t begin, int64_t end, bool accumulate, const std::byte* after,
+           Scratch& mine, float* out, const Finish* finish = nullptr) const {
+    const Product& product = product_of(kernels, w.dtype());
+    const int64_t word_bytes = w.panel_bytes() / w.words();
+    const bool small = w.dtype() == DType::int4 && product.chunk == 0;
+    const int64_t few = small ? kFewRowsInt4Block : kFewRowsBlock;
+    const int64_t block = rows < product.row_block ? few : kBlockWords;
+    for (int64_t k = begin; k < end; k += block) {
+      const int64_t n = std::min(block, end - k);
+      const std::byte* next = k + block < end ? at(p, k + block) : after;
+      product.run({a.row(first) + k, a.stride(), weights(p, k, n, mine), n, out, w.panel(), rows,
+                   finish == nullptr ? w.panel() : cols(p), accumulate || k > begin, next,
+                   next == nullptr ? 0 : n * word_bytes, k + block < end ? nullptr : finish});
+    }
+  }
+
+  const std::byte* at(int64_t p, int64_t word) const {
+    return w.data() + p * w.panel_bytes() + word * (w.panel_bytes() / w.words());
+  }
+
+  int64_t cols(int64_t p) const { return std::min(w.panel(), w.outputs() - p * w.panel()); }
+
+  // Of panel p, to `out`.
+  Finish finish_of(int64_t p, float* out, int64_t stride, Write write, bool stream) const {
+    const bool quantised = is_quantised(w.dtype());
+    const int64_t column = p * w.panel();
+    return {quantised ? w.correction() + column : nullptr,
+            quantised ? w.scale() + column : nullptr,
+            quantised ? a.scale(first) : nullptr,
+            w.bias() == nullptr ? nullptr : w.bias() + column,
+            out,
+            stride,
+            write == Write::add,
+            stream && cols(p) == w.panel()};
+  }
+
+  // Panels [begin, end), to `c`. Rows that the L2 cache cannot hold pass in blocks of words, panel
+  // by panel.
+  void product(int64_t begin, int64_t end, const std::byte* after, Scratch& mine, View<float> c,
+               Write write, bool stream) const {
+    const int64_t block = rows < product_of(kernels, w.dtype()).row_block ? w.words() : kBlockWords;
+    mine.sums.reserve((end - begin) * rows * w.panel());
+    for (int64_t k = 0; k < w.words(); k += block) {
+      const int64_t stop = std::min(k + block, w.words());
+      for (int64_t p = begin; p < end; ++p) {
+        const Finish finish = finish_of(p, c.data + p * w.panel(), c.stride, write, stream);
+        const std::byte* next = p + 1 < end        ? at(p + 1, k)
+                                : stop < w.words() ? at(begin, stop)
+                                                   : after;
+        sum(p, k, stop, k > 0, next, mine, mine.sums.data() + (p - begin) * rows * w.panel(),
+            stop < w.words() ? nullptr : &finish);
+      }
+    }
+  }
+
+  // What the sums of panel p stand for, in their place.
+  void finish(int64_t p, float* sums) const {
+    const int64_t panel = w.panel(), cols = std::min(panel, w.outputs() - p * panel);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* row = sums + r * panel;
+      if (is_quantised(w.dtype())) {
+        kernels.dequantize(reinterpret_cast<const int32_t*>(row), w.correction() + p * panel,
+                           w.scale() + p * panel, *a.scale(first + r), cols, row);
+      }
+      if (w.bias() != nullptr) kernels.add(row, w.bias() + p * panel, cols);
+    }
+  }
+
+ private:
+  // Words [k, k + n) of panel p.
+  const void* weights(int64_t p, int64_t k, int64_t n, Scratch& mine) const {
+    if (w.dtype() != DType::int4) return at(p, k);
+    const Product& product = product_of(kernels, w.dtype());
+    const int64_t panel = w.panel(), words = kInt4Group / inputs_per_word(product.form);
+    mine.expanded.reserve(kBlockWords * panel * inputs_per_word(product.form));
+    product.expand(reinterpret_cast<const uint8_t*>(at(p, k)),
+                   w.groups() + (p * w.words() + k) / words * 2 * panel, n, mine.expanded.data());
+    return mine.expanded.data();
+  }
+};
+
+void put(const Kernels& kernels, const float* sums, int64_t n, Write write, float* c) {
+  if (write == Write::add) {
+    kernels.add(c, sums, n);
+  } else {
+    std::memcpy(c, sums, static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+// Few panels and many inputs: sums over chunks of the inputs, which threads share, are added in
+// order. The cut follows from the matrix alone.
+void gemm_in_chunks(const Rows& all, View<float> c, Write write, int threads) {
+  const Matrix& w = all.w;
+  const Product& product = product_of(all.kernels, w.dtype());
+  const int64_t panel = w.panel(), panels = ceil_div(w.outputs(), panel);
+  const int64_t chunks = ceil_div(w.words(), kChunkWords);
+  const int64_t blocks = ceil_div(all.rows, product.row_block);
+  const int64_t padded = blocks * ceil_div(product.row_block, product.row_step) * product.row_step;
+  thread_local Buffer<float> parts;  // [panels, chunks, padded rows, panel]
+  parts.reserve(checked_mul(panels * chunks * panel, padded, "gemm"));
+  float* const part = parts.data();
+  const auto rows_of = [&](int64_t block) {
+    const int64_t begin = block * product.row_block;
+    return Rows{all.kernels, all.a, w, all.first + begin,
+                std::min(product.row_block, all.rows - begin)};
+  };
+  const auto at = [&](int64_t p, int64_t chunk, int64_t block) {
+    return part + ((p * chunks + chunk) * padded + block * (padded / blocks)) * panel;
+  };
+  parallel_for(panels * chunks * blocks, threads, [&](int64_t task) {
+    const int64_t p = task / blocks / chunks, chunk = task / blocks % chunks, block = task % blocks;
+    rows_of(block).sum(p, chunk * kChunkWords, std::min((chunk + 1) * kChunkWords, w.words()),
+                       false, nullptr, scratch(product, panel), at(p, chunk, block));
+  });
+  parallel_for(panels * blocks, threads, [&](int64_t task) {
+    const int64_t p = task / blocks, block = task % blocks;
+    const Rows rows = rows_of(block);
+    float* sums = at(p, 0, block);
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+      const float* more = at(p, chunk, block);
+      for (int64_t i = 0; i < rows.rows * panel; ++i) {
+        if (!is_quantised(w.dtype())) {
+          sums[i] += more[i];
+        } else {
+          int32_t x, y;
+          std::memcpy(&x, sums + i, sizeof x);
+          std::memcpy(&y, more + i, sizeof y);
+          x += y;
+          std::memcpy(sums + i, &x, sizeof x);
+        }
+      }
+    }
+    rows.finish(p, sums);
+    const int64_t cols = std::min(panel, w.outputs() - p * panel);
+    for (int64_t r = 0; r < rows.rows; ++r)
+      put(all.kernels, sums + r * panel, cols, write,
+          c.row(rows.first - all.first + r) + p * panel);
+  });
+}
+
+// task(rows, begin, first, end, after): rows from `begin` on times panels [first, end), and what
+// the same thread reads next (or null), until all is done. Threads take neighbouring panels: what
+// one fetches ahead is its own. A panel stays in the L2 cache while all rows pass; on tiles, a
+// block of rows while panels do.
+template <class Task>
+void for_tasks(const Rows& all, int64_t flops, int threads, Task&& task) {
+  const Product& product = product_of(all.kernels, all.w.dtype());
+  const int64_t panels = ceil_div(all.w.outputs(), all.w.panel());
+  const int64_t most = product.row_block, blocks = ceil_div(all.rows, most);
+  threads = worth_threads(threads, flops);
+  const int64_t some = std::clamp<int64_t>(panels / (4 * threads), 1, kMostPanels);
+  const int64_t groups = ceil_div(panels, some);
+  const bool rows_inside = product.chunk == 0 && panels >= 4 * threads && blocks > 1;
+  const auto run = [&](int64_t block, int64_t first, int64_t end, const std::byte* after) {
+    const int64_t begin = block * most;
+    task(Rows{all.kernels, all.a, all.w, all.first + begin, std::min(most, all.rows - begin)},
+         begin, first, end, after);
+  };
+  parallel_for(rows_inside ? groups : groups * blocks, threads, [&](int64_t i) {
+    const int64_t first = i % groups * some, end = std::min(first + some, panels);
+    if (!rows_inside) return run(i / groups, first, end, nullptr);
+    for (int64_t p = first; p < end; ++p) {
+      for (int64_t block = 0; block < blocks; ++block)
+        run(block, p, p + 1, block + 1 == blocks && p + 1 < end ? all.at(p + 1, 0) : nullptr);
     }
   });
 }
 
+// Results that no cache below the last would keep, and whose rows begin on cache lines.
+bool is_large(View<float> c) {
+  constexpr int64_t kBytes = int64_t{2} << 20, kLine = 64, kFloats = kLine / 4;
+  return c.rows * c.cols * 4 >= kBytes && c.stride % kFloats == 0 &&
+         reinterpret_cast<uintptr_t>(c.data) % kLine == 0;
+}
+
+// silu(gate) * up of one panel.
+struct SiluMul {
+  const Rows& gate;
+  const Matrix& up;
+  int64_t p;
+  Scratch& mine;
+
+  // Leaves it in mine.sums.
+  void run(const std::byte* after) const {
+    const Rows others{gate.kernels, gate.a, up, gate.first, gate.rows};
+    const int64_t panel = up.panel();
+    float *gates = mine.sums.data(), *ups = mine.other.data();
+    const Finish of_gate = gate.finish_of(p, gates, panel, Write::set, false);
+    const Finish of_up = others.finish_of(p, ups, panel, Write::set, false);
+    gate.sum(p, 0, gate.w.words(), false, others.at(p, 0), mine, gates, &of_gate);
+    others.sum(p, 0, up.words(), false, after, mine, ups, &of_up);
+    for (int64_t r = 0; r < gate.rows; ++r)
+      gate.kernels.silu_mul(gates + r * panel, ups + r * panel, gate.cols(p));
+  }
+
+  // Rows from `begin` on of `next`; of `floats`, if `next` wants whole rows.
+  void put(Activations& next, int64_t begin, View<float> floats) const {
+    const int64_t cols = gate.cols(p), column = p * up.panel();
+    for (int64_t r = 0; r < gate.rows; ++r) {
+      const float* row = mine.sums.data() + r * up.panel();
+      if (is_quantised(next.weights())) {
+        std::memcpy(floats.row(begin + r) + column, row, static_cast<size_t>(cols) * sizeof(float));
+      } else {
+        next.set(begin + r, column, cols, row);
+      }
+    }
+  }
+};
+
+View<const float> floats(const Activations& a, int64_t first, int64_t rows) {
+  return {reinterpret_cast<const float*>(a.row(first)), rows, a.inputs(), a.stride()};
+}
+
+View<const float> blas_weights(const Matrix& w) {
+  return {reinterpret_cast<const float*>(w.data()), w.outputs(), w.inputs()};
+}
+
+}  // namespace
+
+void gemm(const Kernels& kernels, const Activations& a, int64_t first, const Matrix& w,
+          View<float> c, Write write, int threads, Op op, std::span<const Share> shares) {
+  internal_check(c.cols == w.outputs(), "[gemm] columns: expected ", w.outputs(), ", got ", c.cols);
+  check(kernels, a, first, c.rows, w);
+  if (c.rows == 0) return;
+  charge(shares, op, c.rows, w);
+  if (w.backend() == Backend::blas) {
+    blas_gemm(floats(a, first, c.rows), blas_weights(w), c, write == Write::add, threads);
+    for (int64_t r = 0; r < c.rows && w.bias() != nullptr; ++r)
+      kernels.add(c.row(r), w.bias(), c.cols);
+    return;
+  }
+  const Rows all{kernels, a, w, first, c.rows};
+  const int64_t panel = w.panel(), flops = 2 * c.rows * w.inputs() * w.outputs();
+  if (ceil_div(w.outputs(), panel) < kFewPanels && w.words() > kChunkWords)
+    return gemm_in_chunks(all, c, write, worth_threads(threads, flops));
+  const bool stream = write == Write::set && is_large(c);
+  for_tasks(all, flops, threads,
+            [&](const Rows& rows, int64_t begin, int64_t first_panel, int64_t end,
+                const std::byte* after) {
+              rows.product(first_panel, end, after, scratch(product_of(kernels, w.dtype()), panel),
+                           c.slice(begin, begin + rows.rows), write, stream);
+              // Streamed results are seen by others after a fence only.
+              if (stream) std::atomic_thread_fence(std::memory_order_seq_cst);
+            });
+}
+
 void gemm(const Kernels& kernels, View<const float> a, const Matrix& w, View<float> c, int threads,
           Op op, std::span<const Share> shares) {
-  internal_check(a.cols == w.inputs() && c.cols == w.outputs() && a.rows == c.rows,
-                 "[gemm] shapes: expected [R, ", w.inputs(), "] to [R, ", w.outputs(), "], got [",
-                 a.rows, ", ", a.cols, "] to [", c.rows, ", ", c.cols, "]");
-  internal_check(w.backend() == Backend::blas || w.panel() == kernels.panel,
-                 "[gemm] panel of the weights: expected ", kernels.panel, ", got ", w.panel());
-  if (a.rows == 0) return;
-  charge(shares, op, a.rows, w);
-  if (w.backend() == Backend::blas) {
-    const auto* weights = reinterpret_cast<const float*>(w.data());
-    return blas_gemm(a, {weights, w.outputs(), w.inputs()}, c, threads);
+  internal_check(a.cols == w.inputs() && a.rows == c.rows, "[gemm] shapes: expected [R, ",
+                 w.inputs(), "] to [R, ", w.outputs(), "], got [", a.rows, ", ", a.cols, "] to [",
+                 c.rows, ", ", c.cols, "]");
+  Activations converted;
+  converted.reserve(kernels, w.backend(), w.dtype(), a.rows, a.cols);
+  for (int64_t r = 0; r < a.rows; ++r) converted.set(r, a.row(r));
+  gemm(kernels, converted, 0, w, c, Write::set, threads, op, shares);
+}
+
+void gemm_silu_mul(const Kernels& kernels, const Activations& a, const Matrix& gate,
+                   const Matrix& up, int64_t rows, Activations& next, View<float> floats_of,
+                   int threads, std::span<const Share> shares) {
+  check(kernels, a, 0, rows, gate);
+  check(kernels, a, 0, rows, up);
+  internal_check(up.outputs() == gate.outputs() && next.inputs() == gate.outputs() &&
+                     floats_of.cols == gate.outputs() && floats_of.rows >= rows &&
+                     next.rows() >= rows,
+                 "[gemm] silu_mul: expected [", rows, ", ", gate.outputs(), "], got [",
+                 floats_of.rows, ", ", floats_of.cols, "]");
+  if (rows == 0) return;
+  charge(shares, Op::gate, rows, gate);
+  charge(shares, Op::up, rows, up);
+  const int64_t panel = gate.panel();
+  if (gate.backend() == Backend::blas) {
+    thread_local Buffer<float> ups;
+    ups.reserve(checked_mul(rows, up.outputs(), "gemm"));
+    const View<float> up_of(ups.data(), rows, up.outputs());
+    const View<float> gate_of = floats_of.slice(0, rows);
+    blas_gemm(floats(a, 0, rows), blas_weights(gate), gate_of, false, threads);
+    blas_gemm(floats(a, 0, rows), blas_weights(up), up_of, false, threads);
+    for (int64_t r = 0; r < rows; ++r)
+      kernels.silu_mul(gate_of.row(r), up_of.row(r), gate.outputs());
+  } else {
+    const Rows all{kernels, a, gate, 0, rows};
+    for_tasks(all, 4 * rows * gate.inputs() * gate.outputs(), threads,
+              [&](const Rows& some, int64_t begin, int64_t first_panel, int64_t end,
+                  const std::byte* after) {
+                Scratch& mine = scratch(product_of(kernels, gate.dtype()), panel);
+                for (int64_t p = first_panel; p < end; ++p) {
+                  const SiluMul part{some, up, p, mine};
+                  part.run(p + 1 < end ? some.at(p + 1, 0) : after);
+                  part.put(next, begin, floats_of);
+                }
+              });
+    if (!is_quantised(next.weights())) return;
   }
-  // A panel's row blocks are neighbours, so that it is read from memory once.
-  const int64_t panels = ceil_div(w.outputs(), w.panel()), blocks = ceil_div(a.rows, kRowBlock);
-  threads = worth_threads(threads, 2 * a.rows * w.inputs() * w.outputs());
-  parallel_for(panels * blocks, threads, [&](int64_t task) {
-    const int64_t begin = task % blocks * kRowBlock, end = std::min(begin + kRowBlock, a.rows);
-    multiply(kernels, a.slice(begin, end), w, c.slice(begin, end), task / blocks);
-  });
+  parallel_for(rows, worth_threads(threads, 64 * rows * gate.outputs()),
+               [&](int64_t r) { next.set(r, floats_of.row(r)); });
 }
 
 }  // namespace bicache

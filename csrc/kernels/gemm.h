@@ -1,4 +1,4 @@
-// Products with weights that were packed once. Backend::packed keeps the promises of kernels.h;
+// Products of activations with packed weights. Backend::packed keeps the promises of kernels.h;
 // Backend::blas hands float32 to OpenBLAS, whose rows change with the number of rows and threads,
 // and stands outside them.
 #pragma once
@@ -6,49 +6,29 @@
 #include <span>
 #include <string>
 
-#include "base/buffer.h"
-#include "base/dtype.h"
 #include "base/view.h"
-#include "kernels/kernels.h"
+#include "kernels/matrix.h"
 #include "kernels/work.h"
 
 namespace bicache {
 
-enum class Backend : uint8_t { packed, blas };
+// What happens to the sums of a product before they are written.
+enum class Write : uint8_t { set, add };  // c = a w^T, or c += a w^T
 
-// A weight matrix [outputs, inputs] as gemm() reads it; made for one kernel table.
-class Matrix {
- public:
-  Matrix() = default;
-  // `source`: row-major [outputs, inputs] of type `stored`, not necessarily aligned. `kept`: the
-  // type it is held in (Backend::blas: f32 only). Packs on `threads` threads.
-  Matrix(const Kernels& kernels, Backend backend, const std::byte* source, DType stored, DType kept,
-         int64_t outputs, int64_t inputs, int threads);
+// Rows [first, first + c.rows) of `a` times w^T: c [R, outputs] in float32. `shares` split the R
+// rows by request, in order, and are charged for `op`; an empty list charges nobody.
+void gemm(const Kernels& kernels, const Activations& a, int64_t first, const Matrix& w,
+          View<float> c, Write write, int threads, Op op, std::span<const Share> shares);
 
-  Backend backend() const { return backend_; }
-  DType dtype() const { return dtype_; }
-  int64_t outputs() const { return outputs_; }
-  int64_t inputs() const { return inputs_; }
-  int64_t panel() const { return panel_; }  // Backend::packed: Kernels::panel; Backend::blas: 0
-  int64_t size_bytes() const { return data_.size(); }  // as held, padding included
-  // The same, of one that was not made.
-  static int64_t size_bytes(const Kernels& kernels, Backend backend, DType kept, int64_t outputs,
-                            int64_t inputs);
-  // Backend::packed: [ceil(outputs / panel), inputs, panel], zero-padded. Backend::blas: as it
-  // came.
-  const std::byte* data() const { return data_.data(); }
-
- private:
-  Backend backend_ = Backend::packed;
-  DType dtype_ = DType::f32;
-  int64_t outputs_ = 0, inputs_ = 0, panel_ = 0;
-  Buffer<std::byte> data_;
-};
-
-// c = a * w^T: a [R, inputs], c [R, outputs], in float32, apart. `shares` split the R rows by
-// request, in order, and are charged for `op`; an empty list charges nobody.
+// The same from floats [R, inputs], converted on the way.
 void gemm(const Kernels& kernels, View<const float> a, const Matrix& w, View<float> c, int threads,
           Op op, std::span<const Share> shares);
+
+// silu(a gate^T) * (a up^T), the rows of `next` from 0 on; `floats` [R, outputs] is scratch. The
+// shares are charged for Op::gate and Op::up.
+void gemm_silu_mul(const Kernels& kernels, const Activations& a, const Matrix& gate,
+                   const Matrix& up, int64_t rows, Activations& next, View<float> floats,
+                   int threads, std::span<const Share> shares);
 
 // OpenBLAS's own description of its build and kernels (openblas_get_config).
 std::string blas_config();

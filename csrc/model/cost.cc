@@ -1,5 +1,7 @@
 #include "model/cost.h"
 
+#include "model/weights.h"
+
 namespace bicache {
 namespace {
 
@@ -10,11 +12,11 @@ class Counter {
       : shape_(shape), requests_(requests), work_(work) {}
 
   void product(Op op, int64_t rows, int64_t outputs, int64_t inputs) {
+    const DType dtype = op == Op::head ? head_type(shape_.dtype) : shape_.dtype;
     if (rows == 0) return;
     work_.rows_of(op) += requests_ * rows;
     work_.flops += 2 * requests_ * rows * outputs * inputs;
-    work_.bytes +=
-        Matrix::size_bytes(*shape_.kernels, shape_.backend, shape_.dtype, outputs, inputs);
+    work_.bytes += Matrix::size_bytes(*shape_.kernels, shape_.backend, dtype, outputs, inputs);
   }
 
   void attention(int64_t rows, int64_t keys) {
@@ -22,7 +24,7 @@ class Counter {
     const ModelConfig& c = shape_.config;
     work_.rows_of(Op::attention) += requests_ * rows;
     work_.flops += 4 * requests_ * rows * keys * c.q_width();
-    work_.bytes += 2 * requests_ * keys * c.kv_width() * static_cast<int64_t>(sizeof(float));
+    work_.bytes += 2 * requests_ * keys * c.kv_width() * bicache::size_bytes(shape_.kv_dtype);
   }
 
   // Rows that are projected together.
@@ -44,15 +46,16 @@ class Counter {
 
 int64_t ModelShape::weight_bytes() const {
   const ModelConfig& c = config;
-  const auto matrix = [&](int64_t outputs, int64_t inputs) {
-    return Matrix::size_bytes(*kernels, backend, dtype, outputs, inputs);
+  const auto matrix = [&](int64_t outputs, int64_t inputs, DType kept) {
+    return Matrix::size_bytes(*kernels, backend, kept, outputs, inputs);
   };
-  const int64_t layer = 2 * matrix(c.kv_width(), c.dim) + matrix(c.q_width(), c.dim) +
-                        matrix(c.dim, c.q_width()) + 2 * matrix(c.ffn, c.dim) +
-                        matrix(c.dim, c.ffn);
+  const int64_t layer = 2 * matrix(c.kv_width(), c.dim, dtype) + matrix(c.q_width(), c.dim, dtype) +
+                        matrix(c.dim, c.q_width(), dtype) + 2 * matrix(c.ffn, c.dim, dtype) +
+                        matrix(c.dim, c.ffn, dtype);
   const int64_t norms = c.layers * (2 * c.dim + (c.qk_norm ? 2 * c.head_dim : 0)) + c.dim;
-  return c.layers * layer + matrix(c.vocab, c.dim) +
-         c.embeddings * c.dim * bicache::size_bytes(dtype) +
+  return c.layers * layer + matrix(c.vocab, c.dim, head_type(dtype)) +
+         c.embeddings * c.dim *
+             bicache::size_bytes(dtype == DType::f32 ? DType::f32 : DType::bf16) +
          norms * static_cast<int64_t>(sizeof(float));
 }
 

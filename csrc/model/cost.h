@@ -13,7 +13,8 @@ namespace bicache {
 // A model that was not loaded.
 struct ModelShape {
   ModelConfig config;
-  DType dtype = DType::f32;  // of the weights
+  DType dtype = DType::f32;     // of the weights
+  DType kv_dtype = DType::f32;  // of K and V
   Backend backend = Backend::packed;
   const Kernels* kernels = &bicache::kernels();
 

@@ -26,14 +26,18 @@ void Forward::begin() {
     total_ += rows;
     prepare_rope(r.n());
   }
-  for (Buffer<float>* b : {&ws_.normed, &ws_.attention, &ws_.ffn})
+  for (Buffer<float>* b : {&ws_.attention, &ws_.ffn})
     b->reserve(checked_mul(total_, c_.dim, "workspace"));
   for (Buffer<float>* b : {&ws_.q, &ws_.mixed})
     b->reserve(checked_mul(total_, c_.q_width(), "workspace"));
   for (Buffer<float>* b : {&ws_.k, &ws_.v})
     b->reserve(checked_mul(total_, c_.kv_width(), "workspace"));
-  for (Buffer<float>* b : {&ws_.gate, &ws_.up})
-    b->reserve(checked_mul(total_, c_.ffn, "workspace"));
+  const DType dtype = model_.weights().dtype;
+  if (is_quantised(dtype) || model_.backend() == Backend::blas)
+    ws_.gate.reserve(checked_mul(total_, c_.ffn, "workspace"));
+  ws_.normed.reserve(k_, model_.backend(), dtype, total_, c_.dim);
+  ws_.mixed_in.reserve(k_, model_.backend(), dtype, total_, c_.q_width());
+  ws_.gated.reserve(k_, model_.backend(), dtype, total_, c_.ffn);
   ws_.key_rows.resize(static_cast<size_t>(2 * total_));
 }
 
@@ -119,18 +123,23 @@ std::vector<Share> Forward::shares(const RowRefs& rows, int l) {
   return shares;
 }
 
-void Forward::norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at) {
-  for_rows(static_cast<int64_t>(rows.size()), c_.dim, [&](int64_t i) {
-    k_.rms_norm(residual(rows[i]), weight.data(), c_.norm_eps, c_.dim,
-                ws_.normed.data() + (at + i) * c_.dim);
-  });
+void Forward::norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at, Activations& out) {
+  for_rows(static_cast<int64_t>(rows.size()), c_.dim,
+           [&](int64_t i) { norm_row(residual(rows[i]), weight, out, at + i); });
 }
 
-void Forward::multiply(const Matrix& w, const Buffer<float>& in, Buffer<float>& out, int64_t at,
-                       const RowRefs& rows, int l, Op op) {
+void Forward::norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row) {
+  thread_local Buffer<float> y;
+  y.reserve(c_.dim);
+  k_.rms_norm(x, weight.data(), c_.norm_eps, c_.dim, y.data());
+  out.set(row, y.data());
+}
+
+void Forward::multiply(const Matrix& w, const Activations& in, Buffer<float>& out, int64_t at,
+                       const RowRefs& rows, int l, Op op, Write write) {
   const auto n = static_cast<int64_t>(rows.size());
-  gemm(k_, View<const float>(in.data() + at * w.inputs(), n, w.inputs()), w,
-       View<float>(out.data() + at * w.outputs(), n, w.outputs()), threads_, op, shares(rows, l));
+  gemm(k_, in, at, w, View<float>(out.data() + at * w.outputs(), n, w.outputs()), write, threads_,
+       op, shares(rows, l));
 }
 
 // Q, K and V of `rows` into the compact matrices from row `at` on; if `keep`, K (and V) into the
@@ -139,7 +148,7 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value, b
   if (rows.empty()) return;
   const LayerWeights& w = model_.weights().layers[l];
   const int64_t q_width = c_.q_width(), kv_width = c_.kv_width(), d = c_.head_dim;
-  norm(rows, w.attention_norm, at);
+  norm(rows, w.attention_norm, at, ws_.normed);
   multiply(w.q, ws_.normed, ws_.q, at, rows, l, Op::q);
   multiply(w.k, ws_.normed, ws_.k, at, rows, l, Op::k);
   if (with_value) multiply(w.v, ws_.normed, ws_.v, at, rows, l, Op::v);
@@ -157,10 +166,9 @@ void Forward::project(int l, const RowRefs& rows, int64_t at, bool with_value, b
     heads(q, c_.heads, w.q_norm, row);
     heads(k, c_.kv_heads, w.k_norm, row);
     if (!keep) return;
-    const size_t size = static_cast<size_t>(kv_width) * sizeof(float);
-    std::memcpy(cache.k(l, row), k, size);
-    if (with_value) std::memcpy(cache.v(l, row), ws_.v.data() + (at + i) * kv_width, size);
-    if (float* v = cache.recomputed_v(l, row)) std::memcpy(v, cache.v(l, row), size);
+    hold(k, cache.k(l, row));
+    if (with_value) hold(ws_.v.data() + (at + i) * kv_width, cache.v(l, row));
+    cache.recomputed(l, row);
     cache.wrote(l, row);
   });
   if (!keep) return;
@@ -184,7 +192,7 @@ void Forward::attend(int l, const RowRefs& rows, std::span<const int64_t> sectio
                       keys_[b].k, keys_[b].v, r.n(), &r.work[l]});
     }
   }
-  attention(k_, jobs, c_.heads, c_.kv_heads, c_.head_dim, threads_);
+  attention(k_, jobs, c_.heads, c_.kv_heads, c_.head_dim, model_.kv_dtype(), threads_);
 }
 
 // Output projection, FFN and residual of the recomputed rows, the last `observed` of which are only
@@ -194,24 +202,29 @@ void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
   if (rows.empty()) return;
   const LayerWeights& w = model_.weights().layers[l];
   const auto n = static_cast<int64_t>(rows.size());
-  const int64_t e = c_.dim, f = c_.ffn;
-  multiply(w.attention_out, ws_.mixed, ws_.attention, 0, rows, l, Op::attention_out);
+  const int64_t e = c_.dim;
+  for_rows(n, c_.q_width(),
+           [&](int64_t i) { ws_.mixed_in.set(i, ws_.mixed.data() + i * c_.q_width()); });
+  multiply(w.attention_out, ws_.mixed_in, ws_.attention, 0, rows, l, Op::attention_out);
   show(l, "attention", ws_.attention.data(), n - observed, e);
   for_rows(n, e, [&](int64_t i) {
     float* y = ws_.ffn.data() + i * e;  // x + attention
     std::memcpy(y, residual(rows[i]), static_cast<size_t>(e) * sizeof(float));
     k_.add(y, ws_.attention.data() + i * e, e);
-    k_.rms_norm(y, w.ffn_norm.data(), c_.norm_eps, e, ws_.normed.data() + i * e);
+    norm_row(y, w.ffn_norm, ws_.normed, i);
   });
-  multiply(w.gate, ws_.normed, ws_.gate, 0, rows, l, Op::gate);
-  multiply(w.up, ws_.normed, ws_.up, 0, rows, l, Op::up);
-  for_rows(n, f,
-           [&](int64_t i) { k_.silu_mul(ws_.gate.data() + i * f, ws_.up.data() + i * f, f); });
-  multiply(w.down, ws_.gate, ws_.ffn, 0, rows, l, Op::down);
-  show(l, "ffn", ws_.ffn.data(), n - observed, e);
+  gemm_silu_mul(k_, ws_.normed, w.gate, w.up, n, ws_.gated, View<float>(ws_.gate.data(), n, c_.ffn),
+                threads_, shares(rows, l));
+  if (tap_) {
+    multiply(w.down, ws_.gated, ws_.ffn, 0, rows, l, Op::down);
+    show(l, "ffn", ws_.ffn.data(), n - observed, e);
+    for_rows(n, e,
+             [&](int64_t i) { k_.add(ws_.attention.data() + i * e, ws_.ffn.data() + i * e, e); });
+  } else {
+    multiply(w.down, ws_.gated, ws_.attention, 0, rows, l, Op::down, Write::add);
+  }
   for_rows(n, e, [&](int64_t i) {
     float* step = ws_.attention.data() + i * e;
-    k_.add(step, ws_.ffn.data() + i * e, e);
     k_.add(residual(rows[i]), step, e);
     if (i >= n - observed) return;
     if (float* delta = request(rows[i].pass).cache.delta(l, rows[i].row))
@@ -244,15 +257,21 @@ void Forward::predict() {
         [&](int64_t i) { rows.push_back({b, std::max<int64_t>(i - c_.shift, 0)}); });
   }
   const auto n = static_cast<int64_t>(rows.size());
-  ws_.normed.reserve(n * c_.dim);
-  ws_.logits.reserve(checked_mul(n, c_.vocab, "logits"));
-  norm(rows, model_.weights().final_norm, 0);
-  if (n > 0) multiply(model_.weights().head, ws_.normed, ws_.logits, 0, rows, c_.layers, Op::head);
-  show(c_.layers, "logits", ws_.logits.data(), n, c_.vocab);
+  const Matrix& head = model_.weights().head;
+  ws_.final_normed.reserve(k_, model_.backend(), head.dtype(), n, c_.dim);
+  float* logits = batch_.size() == 1 ? batch_[0].logits_to : nullptr;
+  if (logits == nullptr) {
+    ws_.logits.reserve(checked_mul(n, c_.vocab, "logits"));
+    logits = ws_.logits.data();
+  }
+  norm(rows, model_.weights().final_norm, 0, ws_.final_normed);
+  gemm(k_, ws_.final_normed, 0, head, View<float>(logits, n, c_.vocab), Write::set, threads_,
+       Op::head, shares(rows, c_.layers));
+  show(c_.layers, "logits", logits, n, c_.vocab);
   int64_t at = 0;
   for (Pass& pass : batch_) {
     const int64_t count = pass.plan->logits.size();
-    pass.logits = View<float>(ws_.logits.data() + at * c_.vocab, count, c_.vocab);
+    pass.logits = View<float>(logits + at * c_.vocab, count, c_.vocab);
     at += count;
   }
 }

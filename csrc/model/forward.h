@@ -24,7 +24,7 @@ using RowRefs = std::vector<RowRef>;
 
 // Keys of one request in the layer that runs.
 struct Keys {
-  const float **k = nullptr, **v = nullptr;  // [N] each; null: nobody asked yet
+  const void **k = nullptr, **v = nullptr;  // [N] each; null: nobody asked yet
 };
 
 class Forward {
@@ -56,8 +56,11 @@ class Forward {
   void start_observed(int64_t pass, int l);
   RowRefs observed(int l) const;
   void find_keys(int l, const RowRefs& rows);
-  const float* lend(int l, const PrefixEntry* entry);
+  const void* lend(int l, const PrefixEntry* entry);
   void compare(int l, const RowRefs& rows, int64_t at);
+  void hold(const float* x, void* y) const;
+  const void* held(const float* x, DType type, Buffer<bf16>& scratch) const;
+  double cosine(const void* a, const void* b, DType type, int64_t n, double least) const;
   void attend(int l, const RowRefs& rows, std::span<const int64_t> sections);
   void finish(int l, const RowRefs& rows, int64_t observed);
   void carry(int l, const RowRefs& rows);
@@ -71,10 +74,12 @@ class Forward {
     return r.row < n ? r.row : observed_[r.pass][r.row - n];
   }
 
-  // normed[at + i] = norm of the residual of rows[i].
-  void norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at);
-  void multiply(const Matrix& w, const Buffer<float>& in, Buffer<float>& out, int64_t at,
-                const RowRefs& rows, int l, Op op);
+  // Row at + i of `out` = norm of the residual of rows[i].
+  void norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at, Activations& out);
+  void norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row);
+  // Rows [at, at + rows.size()) of `out` from those of `in`.
+  void multiply(const Matrix& w, const Activations& in, Buffer<float>& out, int64_t at,
+                const RowRefs& rows, int l, Op op, Write write = Write::set);
   std::vector<Share> shares(const RowRefs& rows, int l);
   void show(int l, const char* name, const float* values, int64_t rows, int64_t width) {
     if (tap_ && rows > 0) tap_(l, name, View<const float>(values, rows, width));

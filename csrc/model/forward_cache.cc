@@ -47,7 +47,7 @@ RowRefs Forward::select(int l, int64_t at) {
   }
   if (candidates.empty()) return {};
   const LayerWeights& w = model_.weights().layers[l];
-  norm(candidates, w.attention_norm, at);
+  norm(candidates, w.attention_norm, at, ws_.normed);
   multiply(w.v, ws_.normed, ws_.v, at, candidates, l, Op::v);
 
   RowRefs chosen;
@@ -70,9 +70,10 @@ RowRefs Forward::select(int l, int64_t at) {
 // rows from `at`) and the one they are compared with.
 RowRefs Forward::choose(int l, const RowRefs& rows, int64_t at, const Select& select) {
   if (rows.empty()) return {};
+  const DType kv = model_.kv_dtype();
   const int64_t width = c_.kv_width();
   LayerCache& cache = request(rows[0].pass).cache;
-  const auto past = [&](int64_t row) {
+  const auto past = [&](int64_t row) -> const void* {
     return select.since == Since::recompute ? cache.recomputed_v(l, row) : cache.v(l, row);
   };
   for (const RowRef& r : rows) {
@@ -81,14 +82,12 @@ RowRefs Forward::choose(int l, const RowRefs& rows, int64_t at, const Select& se
   }
   std::vector<std::pair<double, int64_t>> order(rows.size());
   for_rows(static_cast<int64_t>(rows.size()), 4 * width, [&](int64_t i) {
+    thread_local Buffer<bf16> scratch;
     const int64_t row = rows[i].row;
-    const float *fresh = ws_.v.data() + (at + i) * width, *old = past(row);
-    // As products in double, so that a V that did not move has a cosine of exactly 1.
-    const double norms = std::sqrt(static_cast<double>(k_.dot(fresh, fresh, width)) *
-                                   static_cast<double>(k_.dot(old, old, width)));
-    const double cosine = k_.dot(fresh, old, width) / std::max(norms, 1e-16);
-    order[i] = {std::isnan(cosine) ? -2.0 : cosine, row};  // NaN: recomputed first
-    std::memcpy(cache.v(l, row), fresh, static_cast<size_t>(width) * sizeof(float));
+    const void* fresh = held(ws_.v.data() + (at + i) * width, kv, scratch);
+    const double same = cosine(fresh, past(row), kv, width, 1e-16);
+    order[i] = {std::isnan(same) ? -2.0 : same, row};  // NaN: recomputed first
+    std::memcpy(cache.v(l, row), fresh, static_cast<size_t>(width * size_bytes(kv)));
   });
   std::sort(order.begin(), order.end());
   RowRefs chosen;
@@ -103,16 +102,19 @@ void Forward::record(int l) {
     if (entry == nullptr) continue;
     LayerCache& cache = batch_[b].request->cache;
     for (int64_t row = 0; row < entry->rows(); ++row) {
-      if (l < entry->kv_layers()) entry->put_kv(l, row, cache.k(l, row), cache.v(l, row));
+      if (l < entry->kv_layers())
+        entry->put_kv(l, row, cache.k(l, row), cache.v(l, row), cache.kv_dtype());
       if (entry->has_h(l)) entry->put_h(l, row, residual({static_cast<int64_t>(b), row}));
     }
   }
 }
 
-// K and V of one layer of `entry` [p, 2, G, D]: in place, or, where it holds bf16, widened once for
-// all requests of the pass.
-const float* Forward::lend(int l, const PrefixEntry* entry) {
-  if (const float* in_place = entry->kv(l)) return in_place;
+// K and V of one layer of `entry` [p, 2, G, D]: in place, or, where the model has them in f32 and
+// the entry in bf16, widened once for all requests of the pass.
+const void* Forward::lend(int l, const PrefixEntry* entry) {
+  if (entry->types().kv == model_.kv_dtype()) return entry->kv(l);
+  internal_check(model_.kv_dtype() == DType::f32,
+                 "[plan] prefix entry: expected K and V in bf16, as the model has them, got f32");
   for (const auto& [done, kv] : lent_here_) {
     if (done == entry) return kv;
   }
@@ -144,16 +146,44 @@ void Forward::find_keys(int l, const RowRefs& rows) {
   }
 }
 
+// y = x, a row of K or V [G, D], as the model holds it.
+void Forward::hold(const float* x, void* y) const {
+  const int64_t width = c_.kv_width();
+  if (model_.kv_dtype() == DType::f32) {
+    std::memcpy(y, x, static_cast<size_t>(width) * sizeof(float));
+  } else {
+    k_.round_to_halves(x, width, static_cast<uint16_t*>(y));
+  }
+}
+
+// A row of K or V [G, D] as it is held: x itself, or rounded into `scratch`.
+const void* Forward::held(const float* x, DType type, Buffer<bf16>& scratch) const {
+  if (type == DType::f32) return x;
+  scratch.reserve(c_.kv_width());
+  k_.round_to_halves(x, c_.kv_width(), &scratch[0].bits);
+  return scratch.data();
+}
+
+// Of two rows [n] of the same type; exactly 1 where they are equal and not smaller than `least`.
+double Forward::cosine(const void* a, const void* b, DType type, int64_t n, double least) const {
+  const auto dot = [&](const void* x, const void* y) {
+    return static_cast<double>(
+        type == DType::f32
+            ? k_.dot(static_cast<const float*>(x), static_cast<const float*>(y), n)
+            : k_.dot_bf16(static_cast<const bf16*>(x), static_cast<const bf16*>(y), n));
+  };
+  // The norms as a product in double, which has a root without rounding where both are equal.
+  return dot(a, b) / std::max(std::sqrt(dot(a, a) * dot(b, b)), least);
+}
+
 // Pass::similarity of this layer: of the observed rows' K and V (compact rows from `at` on) and
 // residuals to what stands in their place.
 void Forward::compare(int l, const RowRefs& rows, int64_t at) {
   if (rows.empty()) return;
   const int64_t width = c_.kv_width();
-  std::vector<float> kv(static_cast<size_t>(2 * width)), h(static_cast<size_t>(c_.dim));
-  const auto cosine = [&](const float* a, const float* b, int64_t n) {
-    const double norms = std::sqrt(static_cast<double>(k_.dot(a, a, n)) * k_.dot(b, b, n));
-    return static_cast<double>(k_.dot(a, b, n)) / std::max(norms, 1e-30);
-  };
+  std::vector<float> h(static_cast<size_t>(c_.dim));
+  Buffer<bf16> scratch;
+  constexpr double kLeast = 1e-30;
   for (size_t i = 0; i < rows.size();) {
     const int64_t b = rows[i].pass;
     const StepPlan& plan = *batch_[b].plan;
@@ -162,18 +192,20 @@ void Forward::compare(int l, const RowRefs& rows, int64_t at) {
     if (plan.observe.to_entry)
       require(with_entry && l < entry->kv_layers(), "[plan] observe layer ", l,
               ": expected a prefix entry that holds its K/V, got none");
+    const DType type = with_entry ? entry->types().kv : model_.kv_dtype();
     const bool with_h = with_entry && entry->has_h(l);
     const auto count = static_cast<double>(observed_[b].size());
     Similarity sum{0, 0, with_h ? 0 : std::numeric_limits<double>::quiet_NaN()};
     for (; i < rows.size() && rows[i].pass == b; ++i) {
       const int64_t row = position(rows[i]), compact = (at + static_cast<int64_t>(i)) * width;
-      if (with_entry) entry->get_kv(l, row, kv.data());
-      sum.k += cosine(ws_.k.data() + compact, with_entry ? kv.data() : keys_[b].k[row], width);
-      sum.v +=
-          cosine(ws_.v.data() + compact, with_entry ? kv.data() + width : keys_[b].v[row], width);
+      const auto same = [&](const float* x, const void* there) {
+        return cosine(held(x, type, scratch), there, type, width, kLeast);
+      };
+      sum.k += same(ws_.k.data() + compact, with_entry ? entry->k(l, row) : keys_[b].k[row]);
+      sum.v += same(ws_.v.data() + compact, with_entry ? entry->v(l, row) : keys_[b].v[row]);
       if (!with_h) continue;
       entry->get_h(l, row, h.data());
-      sum.residual += cosine(residual(rows[i]), h.data(), c_.dim);
+      sum.residual += cosine(residual(rows[i]), h.data(), DType::f32, c_.dim, kLeast);
     }
     batch_[b].similarity[l] = {sum.k / count, sum.v / count, sum.residual / count};
   }

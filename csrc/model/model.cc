@@ -9,15 +9,18 @@
 
 namespace bicache {
 
-Model::Model(ModelConfig config, Weights weights, Backend backend, const Kernels& kernels)
+Model::Model(ModelConfig config, Weights weights, Backend backend, DType kv_dtype,
+             const Kernels& kernels)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       backend_(backend),
+      kv_dtype_(kv_dtype),
       kernels_(&kernels) {}
 
 std::shared_ptr<const Model> Model::load(const std::string& folder, Backend backend,
-                                         std::optional<DType> dtype, int threads,
-                                         int32_t eot_token_id, const Kernels& kernels) {
+                                         std::optional<DType> dtype, std::optional<DType> kv_dtype,
+                                         int threads, int32_t eot_token_id,
+                                         const Kernels& kernels) {
   const Checkpoint checkpoint(folder);
   ModelConfig config = ModelConfig::parse(checkpoint.config(), folder + "/config.json");
   require(-1 <= eot_token_id && eot_token_id < config.embeddings,
@@ -25,8 +28,9 @@ std::shared_ptr<const Model> Model::load(const std::string& folder, Backend back
           ", or -1 for none, got ", eot_token_id);
   if (config.eot_token_id < 0) config.eot_token_id = eot_token_id;
   Weights weights = load_weights(checkpoint, config, kernels, backend, dtype, threads);
+  const DType kv = kv_dtype.value_or(weights.dtype == DType::f32 ? DType::f32 : DType::bf16);
   return std::shared_ptr<const Model>(
-      new Model(std::move(config), std::move(weights), backend, kernels));
+      new Model(std::move(config), std::move(weights), backend, kv, kernels));
 }
 
 std::string Model::fingerprint() const {
@@ -60,7 +64,7 @@ RequestState Model::make_request(std::vector<int32_t> tokens, int64_t p, const K
     require(0 <= r.tokens[i] && r.tokens[i] < config_.embeddings, "[request] token ", i,
             ": expected an id of 0..", config_.embeddings - 1, ", got ", r.tokens[i]);
   }
-  r.cache = LayerCache(config_.layers, n, config_.kv_width(), config_.dim, kept);
+  r.cache = LayerCache(config_.layers, n, config_.kv_width(), config_.dim, kept, kv_dtype_);
   r.work.resize(static_cast<size_t>(config_.layers) + 1);
   return r;
 }

@@ -20,7 +20,8 @@ namespace bicache {
 // Opt-in look at the activations of a pass: layer (L: after the last), name, rows of all requests
 // in the batch, one after the other. Names: "residual" [R, E] entering the layer, "q" [R, H * D],
 // "k", "v" [R, G * D] (q, k after RoPE), "attention" [R, E] (after the output projection), "ffn"
-// [R, E], "logits" [R, V].
+// [R, E], "logits" [R, V]. K and V are shown as they were computed, before they are held as
+// Model::kv_dtype.
 using Tap = std::function<void(int layer, const char* name, View<const float> values)>;
 
 // One request's part in a pass.
@@ -30,35 +31,43 @@ struct Pass {
   PrefixEntry* record = nullptr;  // filled with K, V and residuals of its first rows, if not null
   View<float> logits;  // out: [plan->logits.size(), V]; the workspace's, until its next pass
   std::vector<Similarity> similarity = {};  // out: of the observed rows, [plan->observe.end]
+  float* logits_to = nullptr;               // of a pass of one request: where they go instead
 };
 
 // Buffers of a pass, grown as needed and reused. One pass at a time.
 struct Workspace {
   std::vector<Buffer<float>> residual;  // per request [N + observed rows, E]
-  Buffer<float> normed;                 // [R, E]
+  Activations normed;                   // [R, E]
   Buffer<float> q, mixed;               // [R, H * D]
   Buffer<float> k, v;                   // [R, G * D]
+  Activations mixed_in;                 // [R, H * D]: mixed, converted
   Buffer<float> attention, ffn;         // [R, E]
-  Buffer<float> gate, up;               // [R, F]
+  Buffer<float> gate;                   // [R, F], quantised weights only
+  Activations gated;                    // [R, F]: silu(gate) * up
+  Activations final_normed;             // [R, E] of the rows with logits
   Buffer<float> logits;                 // [R, V]
-  std::vector<const float*> key_rows;   // per request: K pointers [N], V pointers [N]
-  std::vector<Buffer<float>> lent;      // a layer of prefix entries held as bf16, [p, 2, G, D]
+  std::vector<const void*> key_rows;    // per request: K pointers [N], V pointers [N]
+  std::vector<Buffer<float>> lent;      // a layer of prefix entries that are widened, [p, 2, G, D]
   Buffer<float> cos, sin;               // RoPE, [rope_rows, D / 2]
   int64_t rope_rows = 0;
 };
 
 class Model {
  public:
-  // Reads, checks and packs a checkpoint folder. `eot_token_id`: what the tokenizer knows where
-  // config.json does not say.
+  // Reads, checks and packs a checkpoint folder. `kv_dtype`: f32 or bf16; empty: f32 with f32
+  // weights, otherwise bf16. `eot_token_id`: what the tokenizer knows where config.json does not
+  // say.
   static std::shared_ptr<const Model> load(const std::string& folder, Backend backend,
-                                           std::optional<DType> dtype, int threads,
+                                           std::optional<DType> dtype,
+                                           std::optional<DType> kv_dtype, int threads,
                                            int32_t eot_token_id = -1,
                                            const Kernels& kernels = bicache::kernels());
 
   const ModelConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Backend backend() const { return backend_; }
+  // What K and V are rounded to as they are written, and held in.
+  DType kv_dtype() const { return kv_dtype_; }
   // Of the weights and of everything in the configuration that a pass depends on; 16 hex digits.
   // Not cryptographic.
   std::string fingerprint() const;
@@ -73,11 +82,13 @@ class Model {
   void forward(std::span<Pass> batch, Workspace& workspace, int threads, const Tap& tap = {}) const;
 
  private:
-  Model(ModelConfig config, Weights weights, Backend backend, const Kernels& kernels);
+  Model(ModelConfig config, Weights weights, Backend backend, DType kv_dtype,
+        const Kernels& kernels);
 
   ModelConfig config_;
   Weights weights_;
   Backend backend_;
+  DType kv_dtype_;
   const Kernels* kernels_;
 };
 

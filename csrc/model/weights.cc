@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/parallel.h"
+#include "model/balance.h"
 
 namespace bicache {
 namespace {
@@ -67,7 +68,7 @@ void check_finite(const Tensor& t, DType kept, const std::string& where) {
       std::memcpy(&half, t.bytes.data() + i * 2, 2);
       bits = uint32_t{half} << 16;
     }
-    if (kept == DType::bf16) bits = uint32_t{to_bf16(std::bit_cast<float>(bits)).bits} << 16;
+    if (kept != DType::f32) bits = uint32_t{to_bf16(std::bit_cast<float>(bits)).bits} << 16;
     require((bits & 0x7f800000u) != 0x7f800000u, "[", where, "] tensor ", t.name,
             ": expected weights that are finite in ", name(kept), ", got NaN or Inf at element ",
             i);
@@ -102,10 +103,14 @@ class Loader {
       hashes[static_cast<size_t>(i)] = hash_tensor(t);
     });
     w.hash = hash_bytes(std::as_bytes(std::span(hashes)));
-    w.embedding = embedding(w.dtype);
+    // A lookup: nothing is gained by fewer than 16 bits.
+    w.embedding_dtype = is_quantised(w.dtype) ? DType::bf16 : w.dtype;
+    w.embedding = embedding(w.embedding_dtype);
+    if (is_quantised(w.dtype)) balance_ = balanced();
     for (int l = 0; l < c_.layers; ++l) w.layers.push_back(layer(l, w.dtype));
-    w.final_norm = vector(names_.final_norm);
-    w.head = matrix(names_.head, c_.vocab, c_.dim, w.dtype);
+    w.final_norm = vector(names_.final_norm, balance_.final);
+    w.head =
+        matrix(names_.head, c_.vocab, c_.dim, head_type(w.dtype), {nullptr, data(balance_.final)});
     return w;
   }
 
@@ -160,11 +165,37 @@ class Loader {
     return *it;
   }
 
-  Buffer<float> vector(const std::string& name) const {
+  // Divided by `factors`, if there are any.
+  Buffer<float> vector(const std::string& name, const std::vector<float>& factors = {}) const {
     const Tensor& t = find(name);
     Buffer<float> out(t.shape[0]);
     convert(t, t.shape[0], out.data());
+    for (size_t i = 0; i < factors.size(); ++i) out[static_cast<int64_t>(i)] /= factors[i];
     return out;
+  }
+
+  static const float* data(const std::vector<float>& factors) {
+    return factors.empty() ? nullptr : factors.data();
+  }
+
+  Balance balanced() const {
+    const auto stored = [&](const std::string& name) {
+      const Tensor& t = find(name);
+      return StoredMatrix{t.bytes.data(), t.dtype, t.shape[0], t.shape[1]};
+    };
+    const auto floats = [&](const std::string& name) {
+      const Buffer<float> v = vector(name);
+      return std::vector<float>(v.data(), v.data() + v.size());
+    };
+    std::vector<StoredLayer> layers;
+    for (int l = 0; l < c_.layers; ++l) {
+      layers.push_back({floats(at(names_.attention_norm, l)), floats(at(names_.ffn_norm, l)),
+                        stored(at(names_.q, l)), stored(at(names_.k, l)), stored(at(names_.v, l)),
+                        stored(at(names_.attention_out, l)), stored(at(names_.gate, l)),
+                        stored(at(names_.up, l)), stored(at(names_.down, l))});
+    }
+    return balance(stored(names_.embedding), layers, floats(names_.final_norm), stored(names_.head),
+                   threads_);
   }
 
   static void convert(const Tensor& t, int64_t count, float* out) {
@@ -198,27 +229,32 @@ class Loader {
     return out;
   }
 
-  Matrix matrix(const std::string& name, int64_t outputs, int64_t inputs, DType kept) const {
+  Matrix matrix(const std::string& name, int64_t outputs, int64_t inputs, DType kept,
+                Factors factors = {}) const {
     const Tensor& t = find(name);
-    return {kernels_, backend_, t.bytes.data(), t.dtype, kept, outputs, inputs, threads_};
+    return {kernels_, backend_, t.bytes.data(), t.dtype, kept, outputs, inputs, threads_, factors};
   }
 
   LayerWeights layer(int l, DType kept) const {
     const int64_t e = c_.dim, q = c_.q_width(), kv = c_.kv_width();
+    const LayerBalance b = balance_.layers.empty() ? LayerBalance{} : balance_.layers[l];
+    std::vector<float> inner_inverse;
+    for (const float s : b.inner) inner_inverse.push_back(1 / s);
+    const Factors attention = {nullptr, data(b.attention)}, ffn = {nullptr, data(b.ffn)};
     LayerWeights w;
-    w.attention_norm = vector(at(names_.attention_norm, l));
-    w.ffn_norm = vector(at(names_.ffn_norm, l));
+    w.attention_norm = vector(at(names_.attention_norm, l), b.attention);
+    w.ffn_norm = vector(at(names_.ffn_norm, l), b.ffn);
     if (c_.qk_norm) {
       w.q_norm = vector(at(names_.q_norm, l));
       w.k_norm = vector(at(names_.k_norm, l));
     }
-    w.q = matrix(at(names_.q, l), q, e, kept);
-    w.k = matrix(at(names_.k, l), kv, e, kept);
-    w.v = matrix(at(names_.v, l), kv, e, kept);
+    w.q = matrix(at(names_.q, l), q, e, kept, attention);
+    w.k = matrix(at(names_.k, l), kv, e, kept, attention);
+    w.v = matrix(at(names_.v, l), kv, e, kept, attention);
     w.attention_out = matrix(at(names_.attention_out, l), e, q, kept);
-    w.gate = matrix(at(names_.gate, l), c_.ffn, e, kept);
-    w.up = matrix(at(names_.up, l), c_.ffn, e, kept);
-    w.down = matrix(at(names_.down, l), e, c_.ffn, kept);
+    w.gate = matrix(at(names_.gate, l), c_.ffn, e, kept, ffn);
+    w.up = matrix(at(names_.up, l), c_.ffn, e, kept, {data(inner_inverse), ffn.inputs});
+    w.down = matrix(at(names_.down, l), e, c_.ffn, kept, {nullptr, data(b.inner)});
     return w;
   }
 
@@ -230,6 +266,7 @@ class Loader {
   int threads_;
   std::vector<std::pair<std::string, Shape>> expected_;
   std::vector<Tensor> tensors_;
+  Balance balance_;  // quantised weights only
 };
 
 }  // namespace
@@ -246,8 +283,8 @@ int64_t Weights::size_bytes() const {
 }
 
 void Weights::embed(int32_t token, int64_t dim, float* x) const {
-  const std::byte* row = embedding.data() + token * dim * bicache::size_bytes(dtype);
-  if (dtype == DType::f32) {
+  const std::byte* row = embedding.data() + token * dim * bicache::size_bytes(embedding_dtype);
+  if (embedding_dtype == DType::f32) {
     std::memcpy(x, row, static_cast<size_t>(dim) * 4);
     return;
   }

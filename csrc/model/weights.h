@@ -22,7 +22,8 @@ struct LayerWeights {
 };
 
 struct Weights {
-  DType dtype = DType::f32;     // of the matrices and the embedding; norms are float32
+  DType dtype = DType::f32;  // of the matrices; norms are float32
+  DType embedding_dtype = DType::f32;
   Buffer<std::byte> embedding;  // [embeddings, E]
   std::vector<LayerWeights> layers;
   Buffer<float> final_norm;  // [E]
@@ -33,6 +34,9 @@ struct Weights {
   // x[0..E) = the embedding of `token`, in float32.
   void embed(int32_t token, int64_t dim, float* x) const;
 };
+
+// What the output head is held in: it decides between tokens, so never in less than int8.
+constexpr DType head_type(DType dtype) { return dtype == DType::int4 ? DType::int8 : dtype; }
 
 // Every tensor the family needs, with its shape checked before anything is packed; tensors nobody
 // asked for, and NaN or Inf in a weight, are errors that name the tensor. `dtype`: what to hold the

@@ -1,0 +1,144 @@
+#include "model/balance.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include "base/parallel.h"
+
+namespace bicache {
+namespace {
+
+// f(i, row) for every row.
+template <class F>
+void for_rows(const StoredMatrix& m, int threads, F&& f) {
+  constexpr int64_t kRows = 64;
+  parallel_for((m.rows + kRows - 1) / kRows, threads, [&](int64_t t) {
+    std::vector<float> row(static_cast<size_t>(m.cols));
+    for (int64_t i = t * kRows; i < std::min(m.rows, (t + 1) * kRows); ++i) {
+      m.row(i, row.data());
+      f(i, row);
+    }
+  });
+}
+
+// most[j] = the larger of it and max |m[:, j]|, with the rows divided by `divisors` (empty: 1).
+void column_maxima(const StoredMatrix& m, const std::vector<float>& divisors, int threads,
+                   std::vector<float>& most) {
+  constexpr int64_t kRows = 256;
+  std::mutex mutex;
+  parallel_for((m.rows + kRows - 1) / kRows, threads, [&](int64_t t) {
+    std::vector<float> row(static_cast<size_t>(m.cols)), here(row.size());
+    for (int64_t i = t * kRows; i < std::min(m.rows, (t + 1) * kRows); ++i) {
+      m.row(i, row.data());
+      const float scale = divisors.empty() ? 1 : 1 / divisors[static_cast<size_t>(i)];
+      for (size_t j = 0; j < row.size(); ++j) here[j] = std::max(here[j], std::abs(row[j]) * scale);
+    }
+    const std::lock_guard lock(mutex);
+    for (size_t j = 0; j < here.size(); ++j) most[j] = std::max(most[j], here[j]);
+  });
+}
+
+// The norm of each row, its elements times g (empty: 1).
+std::vector<double> row_norms(const StoredMatrix& m, const std::vector<float>& g, int threads) {
+  std::vector<double> norms(static_cast<size_t>(m.rows));
+  for_rows(m, threads, [&](int64_t i, const std::vector<float>& row) {
+    double sum = 0;
+    for (size_t j = 0; j < row.size(); ++j) {
+      const double x = g.empty() ? row[j] : static_cast<double>(row[j]) * g[j];
+      sum += x * x;
+    }
+    norms[static_cast<size_t>(i)] = std::sqrt(sum);
+  });
+  return norms;
+}
+
+// Activations of magnitude a that meet columns of magnitude c: factors for the channels whose a / c
+// is more than twice the median's.
+std::vector<float> factors(const std::vector<double>& a, const std::vector<float>& c) {
+  constexpr double kMost = 0x1p16;  // weights and norms stay far from the ends of float
+  std::vector<double> t(a.size(), 1);
+  for (size_t j = 0; j < a.size(); ++j) {
+    if (a[j] > 0 && c[j] > 0) t[j] = std::sqrt(a[j] / static_cast<double>(c[j]));
+  }
+  std::vector<double> sorted = t;
+  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  std::vector<float> s(a.size());
+  for (size_t j = 0; j < t.size(); ++j)
+    s[j] = static_cast<float>(
+        std::exp2(std::nearbyint(std::log2(std::clamp(t[j] / *middle, 1.0, kMost)))));
+  return s;
+}
+
+// What a matrix adds to the mean squares of the residual, for inputs of equal size.
+void grow(std::vector<double>& r2, const StoredMatrix& m, int threads) {
+  const std::vector<double> norms = row_norms(m, {}, threads);
+  for (size_t j = 0; j < r2.size(); ++j) r2[j] += norms[j] * norms[j];
+}
+
+// A norm with weight g over a residual whose channels have mean squares r2, before columns of
+// magnitude c.
+std::vector<float> site(const std::vector<float>& g, const std::vector<double>& r2,
+                        const std::vector<float>& c) {
+  std::vector<double> a(g.size());
+  for (size_t j = 0; j < g.size(); ++j) a[j] = std::abs(g[j]) * std::sqrt(r2[j]);
+  return factors(a, c);
+}
+
+LayerBalance balance_layer(const StoredLayer& w, std::vector<double>& r2, int threads) {
+  LayerBalance b;
+  std::vector<float> columns(r2.size());
+  for (const StoredMatrix* m : {&w.q, &w.k, &w.v}) column_maxima(*m, {}, threads, columns);
+  b.attention = site(w.attention_norm, r2, columns);
+  grow(r2, w.attention_out, threads);
+
+  const auto ups = row_norms(w.up, w.ffn_norm, threads);
+  auto inner = row_norms(w.gate, w.ffn_norm, threads);
+  for (size_t i = 0; i < inner.size(); ++i) inner[i] *= ups[i];
+  columns.assign(inner.size(), 0);
+  column_maxima(w.down, {}, threads, columns);
+  b.inner = factors(inner, columns);
+
+  columns.assign(r2.size(), 0);
+  column_maxima(w.gate, {}, threads, columns);
+  column_maxima(w.up, b.inner, threads, columns);
+  b.ffn = site(w.ffn_norm, r2, columns);
+  grow(r2, w.down, threads);
+  return b;
+}
+
+}  // namespace
+
+void StoredMatrix::row(int64_t i, float* out) const {
+  const std::byte* from = data + i * cols * size_bytes(dtype);
+  if (dtype == DType::f32) {
+    std::memcpy(out, from, static_cast<size_t>(cols) * sizeof(float));
+    return;
+  }
+  for (int64_t j = 0; j < cols; ++j) {
+    bf16 x;
+    std::memcpy(&x, from + j * 2, sizeof x);
+    out[j] = to_float(x);
+  }
+}
+
+Balance balance(const StoredMatrix& embedding, const std::vector<StoredLayer>& layers,
+                const std::vector<float>& final_norm, const StoredMatrix& head, int threads) {
+  std::vector<double> r2(static_cast<size_t>(embedding.cols));
+  std::vector<float> row(r2.size());
+  for (int64_t i = 0; i < embedding.rows; ++i) {
+    embedding.row(i, row.data());
+    for (size_t j = 0; j < row.size(); ++j)
+      r2[j] += static_cast<double>(row[j]) * row[j] / static_cast<double>(embedding.rows);
+  }
+  Balance all;
+  for (const StoredLayer& w : layers) all.layers.push_back(balance_layer(w, r2, threads));
+  std::vector<float> columns(r2.size());
+  column_maxima(head, {}, threads, columns);
+  all.final = site(final_norm, r2, columns);
+  return all;
+}
+
+}  // namespace bicache
