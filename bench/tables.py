@@ -12,19 +12,12 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from kernels_table import kernels_attention, kernels_blas, kernels_elementwise, kernels_gemm
+from markdown_table import Report, percent, spread, table
+from peers_table import peers_forward, peers_generation, peers_ratios, peers_summary
 
 ROOT = Path(__file__).resolve().parent.parent
-Report = dict[str, Any]
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def machine(report: Report) -> str:
@@ -143,11 +136,6 @@ def bicache_policies(report: Report) -> str:
         f"points. {report['questions']} paired questions a length; the prefix entries' FLOPs are "
         "included.\n"
     )
-
-
-def spread(values: list[float], form: str) -> str:
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def bicache_depth_summary(report: Report) -> str:
@@ -370,6 +358,14 @@ TABLES: dict[str, tuple[str, Callable[[Report], str]]] = {
     "dllm_cache_speed": ("dllm_cache_speed", dllm_cache_speed),
     "caching_accuracy": ("caching_accuracy", caching_accuracy),
     "caching_accuracy_summary": ("caching_accuracy", caching_accuracy_summary),
+    "kernels_gemm": ("kernels", kernels_gemm),
+    "kernels_attention": ("kernels", kernels_attention),
+    "kernels_elementwise": ("kernels", kernels_elementwise),
+    "kernels_blas": ("kernels", kernels_blas),
+    "peers_forward": ("peers", peers_forward),
+    "peers_ratios": ("peers", peers_ratios),
+    "peers_generation": ("peers", peers_generation),
+    "peers_summary": ("peers", peers_summary),
 }
 DOCUMENTS = ("README.md", "docs/measurements.md")
 

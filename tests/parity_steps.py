@@ -62,7 +62,8 @@ class Twins:
         folder = tiny_checkpoint(**MODEL, **KINDS[kind], seed=17)
         if config:
             folder = edited(folder, **config)
-        self.model, self.llm = Llada(folder), bicache.LLM(folder, threads=1)
+        # In f32 whatever is stored: rounded activations would blur what the loops are about.
+        self.model, self.llm = Llada(folder), bicache.LLM(folder, dtype="f32", threads=1)
 
     def prefix(self, s: Shape) -> Tensor:
         return random_tokens(s.p, self.model, s.seed)

@@ -70,6 +70,14 @@ class Llada:
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         return self.weights[f"{name if layer is None else f'blocks.{layer}.{name}'}.weight"]
 
+    def product(self, x: Tensor, name: str, layer: int | None = None) -> Tensor:
+        """x [R, inputs] times a weight matrix, [R, outputs]."""
+        return x @ self.weight(name, layer).T
+
+    def attended(self, x: Tensor) -> Tensor:
+        """q, k, v and softmax weights as attention multiplies them."""
+        return x
+
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps) * weight
 
@@ -78,7 +86,7 @@ class Llada:
 
     def project(self, layer: int, which: str, x: Tensor) -> Tensor:
         """q, k or v [heads, R, D] of the rows x [R, E], before RoPE."""
-        y = self.norm(x, self.weight("attn_norm", layer)) @ self.weight(f"{which}_proj", layer).T
+        y = self.product(self.norm(x, self.weight("attn_norm", layer)), f"{which}_proj", layer)
         y = y.reshape(len(x), -1, self.head_dim).transpose(0, 1)
         if self.qk_norm and which != "v":
             y = self.norm(y, self.weight(f"{which}_norm", layer))
@@ -97,25 +105,31 @@ class Llada:
 
     def attend(self, layer: int, q: Tensor, rows: Tensor, kv: KV) -> Tensor:
         """Rows at positions `rows` over keys at 0, 1, ...; after the output projection, [R, E]."""
+        keys = torch.arange(kv[0].shape[1])
+        return self.mix(layer, self.rope(q, rows), rows, (self.rope(kv[0], keys), kv[1]))
+
+    def mix(self, layer: int, q: Tensor, rows: Tensor, kv: KV) -> Tensor:
+        """As attend(), of q and k after RoPE."""
         group = self.heads // self.kv_heads
         repeat = self.knobs.gqa == "repeat"
         source = [h // group if repeat else h % self.kv_heads for h in range(self.heads)]
-        keys = torch.arange(kv[0].shape[1])
-        k, v = self.rope(kv[0], keys)[source], kv[1][source]
-        score = self.rope(q, rows) @ k.transpose(1, 2) * self.scale
+        k, v = (self.attended(x)[source] for x in kv)
+        score = self.attended(q) @ k.transpose(1, 2) * self.scale
         if self.knobs.causal:
+            keys = torch.arange(k.shape[1])
             score = score.masked_fill(keys[None, :] > rows[:, None], -math.inf)
-        prob = torch.softmax(score, -1)
-        self.peaks.append(prob.amax(-1).mean().item())
-        mixed = (prob @ v).transpose(0, 1).reshape(len(rows), -1)
-        return mixed @ self.weight("attn_out", layer).T
+        weight = self.attended(torch.exp(score - score.amax(-1, keepdim=True)))
+        total = weight.sum(-1, keepdim=True)
+        self.peaks.append((1 / total).mean().item())
+        mixed = (weight @ v / total).transpose(0, 1).reshape(len(rows), -1)
+        return self.product(mixed, "attn_out", layer)
 
     def ffn(self, layer: int, x: Tensor) -> Tensor:
         n = self.norm(x, self.weight("ff_norm", layer))
-        gate, up = n @ self.weight("ff_proj", layer).T, n @ self.weight("up_proj", layer).T
+        gate, up = self.product(n, "ff_proj", layer), self.product(n, "up_proj", layer)
         if self.knobs.swap_gate:
             gate, up = up, gate
-        return (F.silu(gate) * up) @ self.weight("ff_out", layer).T
+        return self.product(F.silu(gate) * up, "ff_out", layer)
 
     def block(self, layer: int, x: Tensor, first: int, lent: KV | None = None) -> tuple[Tensor, KV]:
         """Rows x at positions first, first + 1, ...; `lent`: K and V of the rows before them.
@@ -128,7 +142,7 @@ class Llada:
         return x + self.ffn(layer, x), (k, v)
 
     def head(self, x: Tensor) -> Tensor:
-        return self.norm(x, self.weight("ln_f")) @ self.weight("ff_out")[: self.vocab].T
+        return self.product(self.norm(x, self.weight("ln_f")), "ff_out")[:, : self.vocab]
 
     def shifted(self, logits: Tensor) -> Tensor:
         return torch.cat([logits[:1], logits[:-1]]) if self.shift else logits

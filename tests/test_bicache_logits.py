@@ -52,7 +52,7 @@ def test_every_steps_logits(
     tiny_checkpoint: Maker, kind: str, refresh_steps: int, splice: str, block_length: int
 ) -> None:
     folder = tiny_checkpoint(**MODEL, **KINDS[kind], seed=9)
-    llm, model = bicache.LLM(folder, threads=1), Llada(folder)
+    llm, model = bicache.LLM(folder, dtype="f32", threads=1), Llada(folder)
     for depth in (1, 3):
         prefix, own = (random_tokens(n, model, 10 * depth + n) for n in (PREFIX, OWN))
         cache = f"bicache:depth={depth},refresh_steps={refresh_steps},splice={splice}"

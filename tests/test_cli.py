@@ -95,6 +95,17 @@ def test_flags_mean_what_the_keywords_mean(model: str, values: dict[str, Any], c
     assert tokens == LLM(model).generate("w5", **values)[0].tokens.tolist()
 
 
+def test_kv_dtype(model: str, capsys: Any) -> None:
+    confidences = {}
+    for kv in ("auto", "f32", "bf16"):
+        argv = ["generate", model, "--prompt", "w5 w6", "--gen-length", "8", "--json"]
+        assert cli.main([*argv, "--kv-dtype", kv]) == 0
+        confidences[kv] = json.loads(capsys.readouterr().out)["confidences"]
+        (output,) = LLM(model, kv_dtype=kv).generate("w5 w6", gen_length=8)
+        assert confidences[kv] == output.as_dict()["confidences"]
+    assert confidences["auto"] == confidences["f32"] != confidences["bf16"]
+
+
 @pytest.mark.parametrize(
     ("name", "base", "other"),
     [
@@ -248,8 +259,10 @@ def test_info(model: str, capsys: Any) -> None:
     # 2 embeddings, 3 blocks of attention, FFN and norms, final norm.
     parameters = 2 * 64 * 32 + 3 * (4 * 32 * 32 + 3 * 48 * 32 + 2 * 32) + 32
     assert facts["parameters"] == parameters and facts["dtypes"] == ["f32"]
-    assert facts["stored_bytes"] == facts["weight_bytes"]["f32"] == 4 * parameters
-    assert facts["kv_bytes_per_token"] == 3 * 2 * 32 * 4
+    assert facts["stored_bytes"] == 4 * parameters
+    for dtype, size in facts["weight_bytes"].items():
+        assert size == bicache.LLM(model, dtype=dtype, threads=1).weight_bytes
+    assert facts["kv_bytes_per_token"] == {"f32": 3 * 2 * 32 * 4, "bf16": 3 * 2 * 32 * 2}
     assert facts["tokenizer_tokens"] == 64 and facts["calibration"] == {}
     assert facts["machine"]["isa"] in facts["machine"]["available_isas"]
     assert cli.main(["info", model]) == 0
@@ -288,7 +301,8 @@ BAD: list[tuple[list[str], str]] = [
     (["generate", "MODEL", "--prompt", "w5", "--cache", "lru"], "bicache"),
     (["generate", "MODEL", "--prompt", "w5", "--cache", "auto"], "calibration"),
     (["generate", "MODEL", "--prompt", "w5", "--threads", "0"], "threads"),
-    (["generate", "MODEL", "--prompt", "w5", "--dtype", "int4"], "bf16"),
+    (["generate", "MODEL", "--prompt", "w5", "--dtype", "int2"], "bf16"),
+    (["generate", "MODEL", "--prompt", "w5", "--kv-dtype", "int8"], "kv_dtype: expected auto"),
     (["generate", "MODEL", "--prompt", "w5", "--stream", "--json"], "--stream"),
     (["generate", "MODEL", "--prompt", "w5", "--prompt-file", "x"], "not allowed"),
     (["generate", "MODEL", "--prompt-file", "no/such/file"], "no/such/file"),

@@ -49,15 +49,15 @@ def check(folder: Path, count: int, seed: int = 0, **settings: object) -> None:
     assert error(llm.forward(ids.numpy()), expected) <= BOUND
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("stored", ["f32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_the_reference(tiny_checkpoint: Maker, shape: str, dtype: str) -> None:
-    # BOUND holds for bf16 checkpoints as well: their weights are bf16 numbers on both sides, and
-    # the engine rounds nothing else to bf16 (activations and sums are float32).
-    folder = tiny_checkpoint(**SHAPES[shape], dtype=dtype, seed=1)
-    assert bicache.LLM(folder).dtype == dtype
+def test_logits_equal_the_reference(tiny_checkpoint: Maker, shape: str, stored: str) -> None:
+    # BOUND holds for bf16 checkpoints as well: their weights are bf16 numbers on both sides.
+    # Arithmetic in bf16, int8 and int4 is compared in test_quantised.py.
+    folder = tiny_checkpoint(**SHAPES[shape], dtype=stored, seed=1)
+    assert bicache.LLM(folder).dtype == stored
     for count in (1, 2, 23):
-        check(folder, count)
+        check(folder, count, dtype="f32")
 
 
 def test_more_rows_than_any_tile_or_key_block(tiny_checkpoint: Maker) -> None:
@@ -77,19 +77,6 @@ def test_blas(tiny_checkpoint: Maker, shape: str) -> None:
     assert bicache.LLM(folder, backend="blas").backend == "blas"
     for count in (1, 23):
         check(folder, count, backend="blas")
-
-
-def test_f32_checkpoint_held_as_bf16(tiny_checkpoint: Maker) -> None:
-    # Matrices are rounded to nearest even, as torch does it; norm weights stay as they are.
-    folder = tiny_checkpoint(**SHAPES["qk_norm"], dtype="f32", seed=5)
-    model = Llada(folder)
-    ids = random_tokens(23, model, 5)
-    logits = bicache.LLM(folder, dtype="bf16", threads=1).forward(ids.numpy())
-    assert error(logits, model.forward(ids)) > 10 * BOUND, "nothing was rounded"
-    for name, weight in model.weights.items():
-        if weight.dim() == 2:
-            model.weights[name] = weight.bfloat16().double()
-    assert error(logits, model.forward(ids)) <= BOUND
 
 
 def test_the_reference_is_precise_enough(tiny_checkpoint: Maker) -> None:
@@ -137,11 +124,10 @@ MUTANTS: dict[str, tuple[Knobs, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_another_model_breaks_the_bound(tiny_checkpoint: Maker, mutant: str, dtype: str) -> None:
+def test_another_model_breaks_the_bound(tiny_checkpoint: Maker, mutant: str) -> None:
     knobs, shape, values = MUTANTS[mutant]
-    folder = edited(tiny_checkpoint(**SHAPES[shape], dtype=dtype, seed=9), **values)
+    folder = edited(tiny_checkpoint(**SHAPES[shape], dtype="f32", seed=9), **values)
     right = Llada(folder)
     assert knobs != Knobs()
     ids = random_tokens(23, right, 9)
@@ -180,12 +166,9 @@ np.savez(out, isa=bicache._core.isa(), row=rows, **logits)
 """
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("isa", _core.available_isas())
-def test_every_isa_and_number_of_threads(
-    tiny_checkpoint: Maker, tmp_path: Path, isa: str, dtype: str
-) -> None:
-    folder = tiny_checkpoint(**SHAPES["wide"], dtype=dtype, seed=11)
+def test_every_isa_and_number_of_threads(tiny_checkpoint: Maker, tmp_path: Path, isa: str) -> None:
+    folder = tiny_checkpoint(**SHAPES["wide"], dtype="f32", seed=11)
     model = Llada(folder)
     ids = random_tokens(150, model, 11)
     np.save(tmp_path / "ids.npy", ids.numpy())

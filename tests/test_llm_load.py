@@ -117,8 +117,10 @@ def test_a_corrupt_config(tiny_checkpoint: TinyCheckpoint, copy_checkpoint: Copy
         ({"threads": 10**9}, ValueError, "threads"),
         ({"threads": True}, TypeError, "threads"),
         ({"threads": 1.5}, TypeError, "threads"),
-        ({"dtype": "int4"}, ValueError, "bf16"),
+        ({"dtype": "int2"}, ValueError, "f32, bf16, int8 or int4"),
         ({"dtype": 32}, TypeError, "dtype"),
+        ({"kv_dtype": "int8"}, ValueError, "kv_dtype: expected auto, f32 or bf16"),
+        ({"kv_dtype": None}, TypeError, "kv_dtype"),
         ({"backend": "cuda"}, ValueError, "packed"),
         ({"backend": None}, TypeError, "backend"),
         ({"prefix_budget_bytes": -1}, ValueError, "prefix_budget_bytes"),
@@ -144,6 +146,12 @@ def test_what_an_llm_tells(tiny_checkpoint: TinyCheckpoint) -> None:
     assert llm.tokenizer is None and llm.weight_bytes > 0
     assert "threads=2" in repr(llm)
     assert LLM(tiny_checkpoint(), threads=1).dtype == "f32"
+    assert llm.kv_dtype == "bf16"  # as the weights
+    for dtype in ("f32", "bf16"):
+        other = LLM(tiny_checkpoint(), threads=1, dtype=dtype)
+        assert (other.dtype, other.kv_dtype) == (dtype, dtype)
+        other = LLM(tiny_checkpoint(), threads=1, kv_dtype=dtype)
+        assert (other.dtype, other.kv_dtype) == ("f32", dtype)
     default = LLM(tiny_checkpoint()).threads
     assert default == _core.available_threads()
 

@@ -201,6 +201,34 @@ def test_weight_memory_and_type(tiny_checkpoint: TinyCheckpoint) -> None:
     assert bf16.costs[0].flops == f32.costs[0].flops
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_k_and_v_have_a_type_of_their_own(
+    tiny_checkpoint: TinyCheckpoint, dtype: str, kv_dtype: str
+) -> None:
+    cache, options = "bicache:depth=2+dllm_cache:drift=since_recompute", {"gen_length": 8}
+    llm = bicache.LLM(tiny_checkpoint(**SIZES), threads=1, dtype=dtype, kv_dtype=kv_dtype)
+    cost = predict(llm, cache, PREFIX, OWN, options, kv_dtype=kv_dtype)
+    check(cost, generate(llm, cache, PREFIX, OWN, options))
+    assert cost.entry_bytes == llm.prefix_stats()["size_bytes"] - 4 * PREFIX
+
+
+def test_k_and_v_follow_the_weights() -> None:
+    def of(**types: str) -> bicache.CostPlan:
+        return plan("llada-8b", "fast_dllm", prompt_len=9, gen_len=4, **types)  # type: ignore[arg-type]
+
+    for dtype in ("f32", "bf16"):
+        assert of(dtype=dtype).kv_dtype == dtype
+        assert (
+            of(dtype=dtype) == of(dtype=dtype, kv_dtype="auto") == of(dtype=dtype, kv_dtype=dtype)
+        )
+    assert of(kv_dtype="f32").dtype == "bf16"
+    wide, half = (of(dtype="f32", kv_dtype=kv).costs[0] for kv in ("f32", "bf16"))
+    rows = 32 * 13  # one byte each says whose K and V they are
+    assert wide.cache_bytes - rows == 2 * (half.cache_bytes - rows)
+    assert wide.flops == half.flops and wide.bytes_read > half.bytes_read
+
+
 # ---- LLaDA-8B, as published
 
 
@@ -341,8 +369,10 @@ def test_a_rule_that_looks_at_sizes_can_be_planned(tiny_checkpoint: TinyCheckpoi
         ({"gen_length": 4}, TypeError, ["gen_length", "gen_len"]),
         ({"max_new_tokens": 4}, TypeError, ["gen_length", "gen_len"]),
         ({"stepz": 4}, TypeError, ["'stepz'", "did you mean steps?"]),
-        ({"dtype": "f16"}, ValueError, ["dtype: expected f32 or bf16, got 'f16'"]),
-        ({"dtype": 16}, ValueError, ["dtype: expected f32 or bf16, got 16"]),
+        ({"dtype": "f16"}, ValueError, ["dtype: expected f32, bf16, int8 or int4, got 'f16'"]),
+        ({"dtype": 16}, ValueError, ["dtype: expected f32, bf16, int8 or int4, got 16"]),
+        ({"kv_dtype": "f16"}, ValueError, ["kv_dtype: expected auto, f32 or bf16, got 'f16'"]),
+        ({"kv_dtype": None}, ValueError, ["kv_dtype: expected auto, f32 or bf16, got None"]),
         ({"tokens_per_step": 0.5}, ValueError, ["tokens_per_step", "got 0.5"]),
         ({"tokens_per_step": "2"}, TypeError, ["tokens_per_step", "got '2'"]),
         ({"threshold": 0.9}, ValueError, ["tokens_per_step"]),
@@ -382,12 +412,12 @@ def argv(model: object, *more: str) -> list[str]:
 def test_plan_json(tiny_checkpoint: TinyCheckpoint, capsys: Any) -> None:
     folder = tiny_checkpoint(**SIZES)
     caches = ["none", "dllm_cache+bicache:depth=2"]
-    more = ["--steps", "8", "--block-length", "8", "--dtype", "f32", "--json"]
+    more = ["--steps", "8", "--block-length", "8", "--dtype", "f32", "--kv-dtype", "bf16", "--json"]
     assert cli.main(argv(folder, "--cache", caches[0], "--cache", caches[1], *more)) == 0
     out, err = capsys.readouterr()
     expected = plan(
         folder, caches, prompt_len=30, prefix_len=20, gen_len=16, steps=8, block_length=8,
-        dtype="f32",
+        dtype="f32", kv_dtype="bf16",
     )  # fmt: skip
     assert json.loads(out) == json.loads(json.dumps(expected.as_dict())) and err == ""
 
@@ -425,7 +455,8 @@ def test_columns_have_one_unit_each() -> None:
 def test_plan_of_the_published_sizes(capsys: Any) -> None:
     flags = ["--cache", "dllm_cache", "--cfg-scale", "1", "--remasking", "random"]
     assert cli.main(argv("llada-8b", *flags)) == 0
-    assert capsys.readouterr().out.startswith("llada-8b: 32 layers, 14.93 GiB of bf16 weights.")
+    head = "llada-8b: 32 layers, 14.93 GiB of bf16 weights, K and V in bf16. One request: "
+    assert capsys.readouterr().out.startswith(head)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +465,8 @@ def test_plan_of_the_published_sizes(capsys: Any) -> None:
         (["--cache", "nine"], "expected one of none, naive"),
         (["--cache", "none", "--steps", "3", "--block-length", "8"], "number of blocks"),
         (["--cache", "none", "--tokens-per-step", "0"], "tokens_per_step: expected a number >= 1"),
-        (["--cache", "none", "--dtype", "int8"], "dtype: expected f32 or bf16"),
+        (["--cache", "none", "--dtype", "int2"], "dtype: expected f32, bf16, int8 or int4"),
+        (["--cache", "none", "--kv-dtype", "int8"], "kv_dtype: expected auto, f32 or bf16"),
         ([], "--cache"),
     ],
 )

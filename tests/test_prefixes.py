@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,8 +246,27 @@ def test_bf16_entries_take_half_the_memory(tiny_checkpoint: Callable[..., Path])
         bicache.LLM(folder, prefix_dtype=None)  # type: ignore[arg-type]
 
 
-def test_bf16_entries_do_not_depend_on_the_batch(tiny_checkpoint: Callable[..., Path]) -> None:
-    llm = bicache.LLM(tiny_checkpoint(layers=4), threads=2, prefix_dtype="bf16")
+def test_entries_hold_k_and_v_as_the_model_does(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint(layers=4, kv_heads=2)
+    rows, kv_width, dim = len(PREFIX), 2 * 8, 32
+    for kv, rest in itertools.product(("f32", "bf16"), repeat=2):
+        llm = bicache.LLM(folder, threads=1, kv_dtype=kv, prefix_dtype=rest)
+        assert (llm.kv_dtype, llm.prefix_dtype) == (kv, rest)
+        made, found = (run(llm, [40, 41], prefix=PREFIX) for _ in range(2))
+        assert made.stats.prefix_hit is False and found.stats.prefix_hit is True
+        assert made.tokens.tobytes() == found.tokens.tobytes()
+        assert made.confidences.tobytes() == found.confidences.tobytes()
+        # K and V of two layers, and what enters the third
+        kv_bytes = 2 if "bf16" in (kv, rest) else 4
+        row_bytes = 2 * 2 * kv_width * kv_bytes + dim * (2 if rest == "bf16" else 4)
+        assert llm.prefix_stats()["size_bytes"] == rows * (row_bytes + 4)
+
+
+@pytest.mark.parametrize("settings", [{"prefix_dtype": "bf16"}, {"kv_dtype": "bf16"}])
+def test_bf16_entries_do_not_depend_on_the_batch(
+    tiny_checkpoint: Callable[..., Path], settings: dict[str, str]
+) -> None:
+    llm = bicache.LLM(tiny_checkpoint(layers=4), threads=2, **settings)  # type: ignore[arg-type]
     prompts = [[40 + i] * (1 + i) for i in range(5)]
     prefixes = [PREFIX, PREFIX[:9], PREFIX, None, PREFIX[:9]]
     together = llm.generate(prompts, prefix=prefixes, cache=CACHE, **OPTIONS)
@@ -293,6 +313,7 @@ def test_a_refused_file_costs_a_recomputation(
         ({}, "fingerprint"),
         ({"prefix_dtype": "bf16"}, "bf16"),
         ({"dtype": "bf16"}, "bf16 weights"),
+        ({"kv_dtype": "bf16"}, "bf16 K/V"),
         ({"backend": "blas"}, "blas and"),
     ]
     for settings, part in foreign:
@@ -337,5 +358,5 @@ def test_fingerprints_tell_checkpoints_apart(tiny_checkpoint: Callable[..., Path
     assert len({base, *others}) == 4
     # how the weights are held does not matter
     folder = tiny_checkpoint()
-    for settings in ({"dtype": "bf16"}, {"backend": "blas"}, {"threads": 2}):
+    for settings in ({"dtype": "bf16"}, {"kv_dtype": "bf16"}, {"backend": "blas"}, {"threads": 2}):
         assert bicache.LLM(folder, **settings).fingerprint == base  # type: ignore[arg-type]

@@ -118,6 +118,8 @@ def test_the_state_of_another_model(
     bicache.profile(ids_llm, pairs, state=tmp_path / "s", agreement=False)
     with refuses(ValueError, "fingerprint"):
         bicache.profile(LLM(tiny_checkpoint(layers=3, seed=1)), pairs, state=tmp_path / "s")
+    with refuses(ValueError, f"{tmp_path / 's'} kv_dtype:"):
+        bicache.profile(LLM(ids_llm.path, kv_dtype="bf16"), pairs, state=tmp_path / "s")
 
 
 @pytest.mark.parametrize(

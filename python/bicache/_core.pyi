@@ -141,6 +141,7 @@ class Engine:
         folder: str,
         *,
         dtype: str = "auto",
+        kv_dtype: str = "auto",
         backend: str = "packed",
         threads: int = 0,
         prefix_budget_bytes: int = 1 << 30,
@@ -150,13 +151,15 @@ class Engine:
     @property
     def config(self) -> Config: ...
     @property
-    def dtype(self) -> str: ...  # "f32" or "bf16": how weights are held
+    def dtype(self) -> str: ...  # how weights are held: "f32", "bf16", "int8" or "int4"
+    @property
+    def kv_dtype(self) -> str: ...  # "f32" or "bf16": how K and V are held
     @property
     def backend(self) -> str: ...
     @property
     def threads(self) -> int: ...
     @property
-    def prefix_dtype(self) -> str: ...  # "f32" or "bf16": how prefix entries are held
+    def prefix_dtype(self) -> str: ...  # "f32" or "bf16": how prefix entries are held (not K/V)
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -199,6 +202,7 @@ def forecast(
     prompt_len: int,
     options: dict[str, Any] = {},
     dtype: str = "bf16",
+    kv_dtype: str = "bf16",
     tokens_per_step: float | None = None,
 ) -> dict[str, Any]:
     """A request's statistics from its plans alone; prefix_len shared tokens and prompt_len of its

@@ -116,6 +116,14 @@ def _cache_help() -> str:
     )
 
 
+def _add_kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-dtype", default="auto",
+        help="how K and V are held: f32, bf16, or auto (f32 with f32 weights, otherwise bf16); "
+        "default: auto",
+    )  # fmt: skip
+
+
 # ---- demo
 
 
@@ -177,7 +185,10 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the text before TEXT")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
-    parser.add_argument("--dtype", default="auto", help="auto, f32 or bf16; default: auto")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto, f32, bf16, int8 or int4; default: auto"
+    )
+    _add_kv_dtype(parser)
     parser.add_argument("--backend", default="packed", help="packed or blas; default: packed")
     parser.add_argument(
         "--stream", action="store_true", help="on a terminal, show the response as it unmasks"
@@ -199,8 +210,9 @@ def _generate(args: argparse.Namespace) -> None:
         args.prefix if args.prefix_file is None else _read(args.prefix_file)
     ] * len(prompts)
     llm = LLM(
-        args.model, dtype=args.dtype, threads=args.threads, cache=args.cache, backend=args.backend
-    )
+        args.model, dtype=args.dtype, kv_dtype=args.kv_dtype, threads=args.threads,
+        cache=args.cache, backend=args.backend,
+    )  # fmt: skip
     if args.chat:
         system = [] if args.system is None else [{"role": "system", "content": args.system}]
         for i, prompt in enumerate(prompts):
@@ -313,8 +325,11 @@ def _add_plan(commands: Any) -> None:
         "tokens per step; default: as steps say",
     )  # fmt: skip
     parser.add_argument(
-        "--dtype", default="bf16", help="how weights are held: f32 or bf16; default: bf16"
+        "--dtype",
+        default="bf16",
+        help="how weights are held: f32, bf16, int8 or int4; default: bf16",
     )
+    _add_kv_dtype(parser)
     add_options(parser, _PLAN_OPTIONS)
 
 
@@ -327,6 +342,7 @@ def _plan(args: argparse.Namespace) -> None:
         gen_len=args.gen_len,
         tokens_per_step=args.tokens_per_step,
         dtype=args.dtype,
+        kv_dtype=args.kv_dtype,
         **given_options(args, _PLAN_OPTIONS),
     )
     print(json.dumps(costs.as_dict()) if args.json else plan_text(costs))

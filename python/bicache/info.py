@@ -30,6 +30,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     sidecar = Sidecar.read(folder)
     tokenizer = folder / "tokenizer.json"
     parameters = int(stored["parameters"])
+    kv_values = 2 * config.layers * config.kv_heads * config.head_dim
     return {
         "path": str(folder),
         "config": {name: getattr(config, name) for name in _SIZES},
@@ -37,9 +38,18 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": parameters,
         "dtypes": sorted({dtype for dtype, _ in stored["tensors"].values()}),
         "stored_bytes": int(stored["size_bytes"]),
-        "weight_bytes": {"f32": parameters * _F32_BYTES, "bf16": parameters * _BF16_BYTES},
-        # K and V of one prefix token in every layer, as they are kept: f32.
-        "kv_bytes_per_token": 2 * config.layers * config.kv_heads * config.head_dim * _F32_BYTES,
+        "weight_bytes": {
+            dtype: _core.forecast(
+                config,
+                _core.make_policy("none"),
+                prompt_len=1,
+                options={"gen_length": 1},
+                dtype=dtype,
+            )["weight_bytes"]  # fmt: skip
+            for dtype in ("f32", "bf16", "int8", "int4")
+        },
+        # K and V of one token in every layer.
+        "kv_bytes_per_token": {"f32": kv_values * _F32_BYTES, "bf16": kv_values * _BF16_BYTES},
         "tokenizer_tokens": len(Tokenizer(tokenizer)) if tokenizer.exists() else None,
         "generation": dict(sidecar.generation),
         "calibration": dict(sidecar.calibration),
@@ -57,7 +67,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def as_text(facts: dict[str, Any]) -> str:
     """The facts for a reader, one per line."""
     config, machine = facts["config"], facts["machine"]
-    weights = facts["weight_bytes"]
+    weights, kv = facts["weight_bytes"], facts["kv_bytes_per_token"]
     tokens = facts["tokenizer_tokens"]
     lines = {
         "path": facts["path"],
@@ -71,10 +81,11 @@ def as_text(facts: dict[str, Any]) -> str:
         f"QK norm {'yes' if config['qk_norm'] else 'no'}, logit shift {config['shift']}",
         "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
         f"{bytes_text(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
-        "weight memory": f"about {bytes_text(weights['f32'])} as f32, "
-        f"{bytes_text(weights['bf16'])} as bf16",
-        "prefix memory": f"{bytes_text(facts['kv_bytes_per_token'])} per prefix token, if all "
-        "layers are kept",
+        "weight memory": ", ".join(
+            f"{bytes_text(size)} as {dtype}" for dtype, size in weights.items()
+        ),
+        "prefix memory": f"{bytes_text(kv['f32'])} as f32, {bytes_text(kv['bf16'])} as bf16, per "
+        "prefix token, if all layers are kept",
         "tokenizer": "none: prompts must be token ids" if tokens is None else f"{tokens} tokens",
         "defaults": _settings(facts["generation"]) or "the engine's",
         "calibration": _settings(facts["calibration"]) or 'none: cache="auto" is an error',

@@ -35,14 +35,20 @@ class LLM(LoadedModel):
 
     Args:
         path: A checkpoint folder, or the name of a shipped model (`bicache.shipped_models()`).
-        dtype: How weights are held: "f32", "bf16", or "auto" (as stored).
+        dtype: How weights are held, and with them the products: "f32"; "bf16" (activations are
+            rounded to it, sums are float32); "int8" (a scale per output channel, activations
+            quantised per row); "int4" (groups of 32 inputs; the output head stays int8); or
+            "auto" (as stored).
+        kv_dtype: How K and V are held, and what attention computes with: "f32", "bf16" (half the
+            memory), or "auto" (f32 with f32 weights, otherwise bf16).
         threads: CPU threads; None: all this process may use (affinity and cgroup quota).
         cache: Cache policy of requests that name none: a cache string such as "none" or
             "bicache:depth=5", a policy object, or "auto" (what bicache.json beside the checkpoint
             says; "auto+dllm_cache" joins that with another policy, uncalibrated).
         prefix_budget_bytes: Memory for shared prefixes kept across requests.
         prefix_dtype: How they are held: "f32", or "bf16" (half the memory; what is reused is
-            rounded, so answers may differ from f32's).
+            rounded, so answers may differ from f32's). Where kv_dtype is bf16, K and V are held so
+            in any case, and this is about the rest.
         backend: "packed" (the engine's own kernels) or "blas" (OpenBLAS, f32 only; its results
             change with the batch in the last bits).
 

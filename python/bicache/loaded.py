@@ -35,6 +35,7 @@ class LoadedModel:
         path: str | os.PathLike[str],
         *,
         dtype: str = "auto",
+        kv_dtype: str = "auto",
         threads: int | None = None,
         cache: Cache = "none",
         prefix_budget_bytes: int = 1 << 30,
@@ -42,8 +43,10 @@ class LoadedModel:
         backend: str = "packed",
     ) -> None:
         begin = time.perf_counter()
-        settings = (("dtype", dtype), ("backend", backend), ("prefix_dtype", prefix_dtype))
-        for name, value in settings:
+        settings = {
+            "dtype": dtype, "kv_dtype": kv_dtype, "backend": backend, "prefix_dtype": prefix_dtype
+        }  # fmt: skip
+        for name, value in settings.items():
             if not isinstance(value, str):
                 raise TypeError(f"[model] {name}: expected a string, got {type(value).__name__}")
             check_text(value, f"model] {name}")
@@ -60,6 +63,7 @@ class LoadedModel:
         self._engine = _core.Engine(
             str(self.path),
             dtype=dtype,
+            kv_dtype=kv_dtype,
             backend=backend,
             threads=threads or 0,
             prefix_budget_bytes=budget,
@@ -73,9 +77,10 @@ class LoadedModel:
         self._encoder = Encoder(self.tokenizer, self.config.embeddings, self.path)
         self._taps: list[tuple[object, Tap]] = []  # open ones, the last is in use
         _log.info(
-            "loaded %s: %d layers, %.1f MB of %s weights, %d threads, %s kernels, %.2f s",
-            self.path, self.config.layers, self.weight_bytes / 1e6, self.dtype, self.threads,
-            _core.isa() if self.backend == "packed" else self.backend, time.perf_counter() - begin,
+            "loaded %s: %d layers, %.1f MB of %s weights, %s K/V, %d threads, %s kernels, %.2f s",
+            self.path, self.config.layers, self.weight_bytes / 1e6, self.dtype, self.kv_dtype,
+            self.threads, _core.isa() if self.backend == "packed" else self.backend,
+            time.perf_counter() - begin,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -86,8 +91,13 @@ class LoadedModel:
 
     @property
     def dtype(self) -> str:
-        """How the weights are held: "f32" or "bf16"."""
+        """How the weights are held: "f32", "bf16", "int8" or "int4"."""
         return self._engine.dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """How K and V are held, and what attention computes with: "f32" or "bf16"."""
+        return self._engine.kv_dtype
 
     @property
     def backend(self) -> str:
@@ -101,7 +111,7 @@ class LoadedModel:
 
     @property
     def prefix_dtype(self) -> str:
-        """How prefix entries are held: "f32" or "bf16"."""
+        """How prefix entries are held, apart from K and V in bf16: "f32" or "bf16"."""
         return self._engine.prefix_dtype
 
     @property
@@ -159,8 +169,9 @@ class LoadedModel:
         """Within it, every pass of this LLM calls `function(layer, name, array)`.
 
         Args:
-            function: Gets activations as float32 arrays [rows, ...], as they are computed. An
-                exception in it ends the generation it came from.
+            function: Gets activations as float32 arrays [rows, ...], as they are computed: K and
+                V before they are rounded to kv_dtype. An exception in it ends the generation it
+                came from.
 
         Raises:
             TypeError: Not callable.
@@ -222,8 +233,8 @@ class LoadedModel:
         A file that is refused costs only a recomputation: the store stays as it is.
 
         Args:
-            path: What save_prefixes() wrote, with the same model, dtype, prefix_dtype, backend and
-                kernels (`bicache info`): otherwise answers would not be the same bits.
+            path: What save_prefixes() wrote, with the same model, dtype, kv_dtype, prefix_dtype,
+                backend and kernels (`bicache info`): otherwise answers would not be the same bits.
 
         Returns:
             How many of its prefixes the store has now; those that do not fit the budget are left

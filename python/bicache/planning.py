@@ -50,7 +50,8 @@ class PolicyCost:
         cache_bytes: Memory of the request's own cache.
         entry_rows_per_layer: Rows that making the prefix's entry computes, once per prefix. [L]
         entry_flops: FLOPs of the same, once per prefix.
-        entry_bytes: Memory of the entry, held as f32; shared by all requests with this prefix.
+        entry_bytes: Memory of the entry (K and V as kv_dtype, the rest as f32); shared by all
+            requests with this prefix.
     """
 
     cache: str
@@ -78,7 +79,8 @@ class CostPlan:
     Attributes:
         model: Its name, or the path of its config.json; "" where a Config was given.
         layers: L.
-        dtype: How weights are held: "f32" or "bf16".
+        dtype: How weights are held: "f32", "bf16", "int8" or "int4".
+        kv_dtype: How K and V are held: "f32" or "bf16".
         prompt_len: Tokens of the whole prompt (p + u).
         prefix_len: Those of them that are shared with other requests (p).
         gen_len: Response tokens (g).
@@ -94,6 +96,7 @@ class CostPlan:
     model: str
     layers: int
     dtype: str
+    kv_dtype: str
     prompt_len: int
     prefix_len: int
     gen_len: int
@@ -118,6 +121,7 @@ def plan(
     prefix_len: int = 0,
     tokens_per_step: float | None = None,
     dtype: str = "bf16",
+    kv_dtype: str = "auto",
     **options: Any,
 ) -> CostPlan:
     """Predicts what one request costs under each policy, without a model.
@@ -137,7 +141,9 @@ def plan(
         prefix_len: Tokens of the prompt that are shared with other requests, 0..prompt_len.
         tokens_per_step: With threshold or factor: how many tokens a step is assumed to commit.
             Given alone, it stands for a threshold that commits as many.
-        dtype: How weights are held: "f32" or "bf16".
+        dtype: How weights are held: "f32", "bf16", "int8" or "int4".
+        kv_dtype: How K and V are held: "f32", "bf16", or "auto" (f32 with f32 weights, otherwise
+            bf16).
         **options: Generation options as for LLM.generate() that change the work: steps,
             block_length, remasking, threshold, factor, cfg_scale. Defaults are the engine's.
 
@@ -150,8 +156,12 @@ def plan(
     prompt = integer(prompt_len, "plan] prompt_len", 1, _MAX_LEN)
     prefix = integer(prefix_len, "plan] prefix_len", 0, prompt)
     response = integer(gen_len, "plan] gen_len", 1, _MAX_LEN)
-    if dtype not in ("f32", "bf16"):
-        raise ValueError(f"[plan] dtype: expected f32 or bf16, got {dtype!r}")
+    if dtype not in ("f32", "bf16", "int8", "int4"):
+        raise ValueError(f"[plan] dtype: expected f32, bf16, int8 or int4, got {dtype!r}")
+    if kv_dtype not in ("auto", "f32", "bf16"):
+        raise ValueError(f"[plan] kv_dtype: expected auto, f32 or bf16, got {kv_dtype!r}")
+    if kv_dtype == "auto":
+        kv_dtype = "f32" if dtype == "f32" else "bf16"
     chosen = resolve_options(options, {}, "plan")
     if "gen_length" in chosen:
         raise TypeError("[plan] gen_length: expected it as gen_len, got an option")
@@ -164,7 +174,7 @@ def plan(
     def forecast(policy: _core.Policy) -> dict[str, Any]:
         return _core.forecast(
             config, policy, prefix_len=prefix, prompt_len=prompt - prefix, options=asked,
-            dtype=dtype, tokens_per_step=tokens_per_step,
+            dtype=dtype, kv_dtype=kv_dtype, tokens_per_step=tokens_per_step,
         )  # fmt: skip
 
     policies = _as_policies(caches, config.layers)
@@ -173,6 +183,7 @@ def plan(
         model=name,
         layers=config.layers,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         prompt_len=prompt,
         prefix_len=prefix,
         gen_len=response,
@@ -287,9 +298,9 @@ def _head(costs: CostPlan) -> str:
         given += f", {costs.tokens_per_step:g} tokens per step assumed"
     return (
         f"{costs.model or 'model'}: {costs.layers} layers, {bytes_text(costs.weight_bytes)} of "
-        f"{costs.dtype} weights. One request: {costs.prompt_len} prompt tokens "
-        f"({costs.prefix_len} shared), {costs.gen_len} response tokens in {costs.costs[0].steps} "
-        f"steps{given}."
+        f"{costs.dtype} weights, K and V in {costs.kv_dtype}. One request: {costs.prompt_len} "
+        f"prompt tokens ({costs.prefix_len} shared), {costs.gen_len} response tokens in "
+        f"{costs.costs[0].steps} steps{given}."
     )
 
 

@@ -91,8 +91,8 @@ def profile(
     identity: dict[str, Any] = {"fingerprint": llm.fingerprint, "data_hash": data_hash(work)}
     header = {
         "format": 1, **identity, **settings,
-        "options": chosen, "dtype": llm.dtype, "prefix_dtype": llm.prefix_dtype,
-        "backend": llm.backend, "isa": _core.isa(),
+        "options": chosen, "dtype": llm.dtype, "kv_dtype": llm.kv_dtype,
+        "prefix_dtype": llm.prefix_dtype, "backend": llm.backend, "isa": _core.isa(),
     }  # fmt: skip
     with Journal(kept, header) as journal:
         run = _Run(llm, work, chosen, settings, journal, progress)
