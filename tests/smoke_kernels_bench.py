@@ -42,7 +42,7 @@ def main(program: str) -> None:
     assert all(a["gops"] > 0 and a["peak"] > 0 for a in report["attention"])
     assert all(min(e["l2"], e["memory"], e["l2_copy_gb_s"]) > 0 for e in report["elementwise"])
     for name in ("gemm", "attention", "elementwise", "blas"):
-        assert getattr(tables, f"kernels_{name}")(report).startswith("| ")
+        assert getattr(kernels_table, f"kernels_{name}")(report).startswith("| ")
     print(f"{len(report['gemm'])} groups on {', '.join(isas)}")
 
 
