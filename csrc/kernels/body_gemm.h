@@ -185,6 +185,7 @@ void product(const Block& b) {
                 static_cast<typename Dot::Scalar*>(b.c), b.c_stride, b.rows, b.cols, b.accumulate,
                 ahead, ahead + static_cast<uintptr_t>(b.ahead_bytes),
                 steps > 0 ? (b.ahead_bytes + steps - 1) / steps : 0, b.finish, 0});
+  if (b.finish != nullptr && b.finish->stream) drain();
 }
 
 // m (in every 16 bits) and z (in every byte) of the inputs in one vector of a panel.

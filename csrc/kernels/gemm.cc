@@ -1,7 +1,6 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/check.h"
@@ -318,8 +317,6 @@ void gemm(const Kernels& kernels, const Activations& a, int64_t first, const Mat
                 const std::byte* after) {
               rows.product(first_panel, end, after, scratch(product_of(kernels, w.dtype()), panel),
                            c.slice(begin, begin + rows.rows), write, stream);
-              // Streamed results are seen by others after a fence only.
-              if (stream) std::atomic_thread_fence(std::memory_order_seq_cst);
             });
 }
 

@@ -160,6 +160,7 @@ void tile_product(const Block& b) {
     }
   }
   while (later.rows > 0) later.one_row();
+  if (b.finish != nullptr && b.finish->stream) drain();
 }
 
 // Product::expand, tile by tile.

@@ -14,6 +14,7 @@ typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
 Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // two roundings: -ffp-contract=off
 
 void stream(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
+void drain() {}
 
 Floats widen(const bf16* p) {
   typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));

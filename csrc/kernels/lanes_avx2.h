@@ -8,6 +8,7 @@ typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
 inline void stream(float* p, Floats v) { _mm256_stream_ps(p, v); }
+inline void drain() { _mm_sfence(); }  // others see what was streamed
 
 inline Floats widen(const bf16* p) {
   const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

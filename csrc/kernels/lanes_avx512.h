@@ -8,6 +8,7 @@ typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 
 inline void stream(float* p, Floats v) { _mm512_stream_ps(p, v); }
+inline void drain() { _mm_sfence(); }  // others see what was streamed
 
 inline Floats widen(const bf16* p) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
