@@ -38,8 +38,15 @@ int64_t place(const Kernels& table, const Matrix& m, int64_t column, int64_t inp
   const int64_t group = inputs_per_word(product.form), word = input / group;
   int64_t at = word * m.panel() + column;
   if (product.chunk > 0) {
-    const int64_t chunk = word / product.chunk * product.chunk, in_chunk = word - chunk;
-    const int64_t chunk_words = std::min(product.chunk, m.words() - chunk);
+    int64_t chunk = 0, chunk_words = 0;  // that the word is in
+    for (int64_t block = word / 1024 * 1024; block + chunk + chunk_words <= word;) {
+      const int64_t words = std::min<int64_t>(1024, m.words() - block);
+      const int64_t chunks = (words - 1) / product.chunk + 1, tiles = words / 16;
+      chunk += chunk_words;
+      chunk_words = std::min((tiles + chunks - 1) / chunks * 16, words - chunk);
+    }
+    chunk += word / 1024 * 1024;
+    const int64_t in_chunk = word - chunk;
     const int64_t strip = chunk * m.panel() + column / 32 * chunk_words * 32;
     const int64_t tile = strip + (in_chunk / 16 * 2 + column % 32 / 16) * 256;
     at = tile + in_chunk % 16 * 16 + column % 16;
@@ -147,11 +154,12 @@ TEST_P(GemmTest, SumsCutIntoPiecesHaveTheBitsOfTheWhole) {
   const auto a = random_floats(kRows * kInputs, 3), w = random_floats(cols * kInputs, 4);
   for (const DType kept : {DType::f32, DType::bf16, DType::int8}) {
     const Product& product = product_of(table, kept);
+    if (product.chunk > 0) continue;  // are never cut but into kBlockWords
     const Matrix m = pack(w, kept, cols, kInputs);
     Activations rows;
     rows.reserve(table, Backend::packed, kept, kRows, kInputs);
     for (int64_t r = 0; r < kRows; ++r) rows.set(r, &a[r * kInputs]);
-    const int64_t step = std::max(product.word_step, product.chunk);
+    const int64_t step = product.word_step;
     const auto word_bytes = m.panel_bytes() / m.words();
     const auto sum = [&](int64_t cut) {
       std::vector<float> c(static_cast<size_t>(kRows * table.panel));
@@ -192,7 +200,7 @@ TEST_P(GemmTest, EqualsTwinForAllTypesAndShapes) {
 }
 
 TEST_P(GemmTest, PacksIntoZeroPaddedPanels) {
-  const int64_t outputs = table.panel + 3, inputs = 541;  // two chunks of tiles
+  const int64_t outputs = table.panel + 3, inputs = 2381;  // several chunks of tiles
   const auto w = random_floats(outputs * inputs, 7);
   for (int threads : {1, 4}) {
     for (const DType kept : {DType::f32, DType::bf16}) {

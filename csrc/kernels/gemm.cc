@@ -11,9 +11,8 @@
 namespace bicache {
 namespace {
 
-constexpr int64_t kBlockWords = 1024;   // of one panel: stays in L2 while the rows of a task pass
-constexpr int64_t kFewRowsBlock = 512;  // of fewer rows than a task holds
-constexpr int64_t kFewRowsInt4Block = 64;  // of those: their bytes stay in L1
+constexpr int64_t kVectorWords = 512;      // of kBlockWords at a time, without tiles
+constexpr int64_t kFewRowsInt4Words = 64;  // of int4 for few rows: their bytes stay in L1
 constexpr int64_t kMostPanels = 8;         // of one task, whose sums stay in L2
 constexpr int64_t kFewPanels = 16;         // matrices of fewer are cut over the inputs, too
 constexpr int64_t kChunkWords = 1024;      // then; whole blocks
@@ -60,11 +59,26 @@ struct Scratch {
   }
 };
 
-Scratch& scratch(const Product& product, int64_t panel) {
-  const int64_t rows = ceil_div(product.row_block, product.row_step) * product.row_step;
+Scratch& scratch(const Product& product, int64_t rows, int64_t panel) {
+  rows = ceil_div(rows, product.row_step) * product.row_step;
   thread_local Scratch mine(rows, panel);
   mine.reserve(rows, panel);
   return mine;
+}
+
+// On tiles the rows of a task stay in the L2 cache while panels pass; if they fit with all their
+// words, there may be more of them, and weights are read less often.
+constexpr int64_t kMostRows = 512, kRowsBytes = int64_t{5} << 18;
+
+bool whole_rows_fit(const Product& product, int64_t rows, int64_t words) {
+  return product.chunk > 0 && rows * words * 4 <= kRowsBytes;
+}
+
+int64_t rows_of_task(const Product& product, int64_t rows, int64_t words) {
+  const int64_t fit = kRowsBytes / 4 / words;
+  if (product.chunk == 0 || fit < product.row_block) return product.row_block;
+  const int64_t tasks = ceil_div(rows, std::min(fit, kMostRows));
+  return ceil_div(ceil_div(rows, tasks), product.row_step) * product.row_step;
 }
 
 // Some rows of a product, panel by panel.
@@ -80,15 +94,17 @@ struct Rows {
            Scratch& mine, float* out, const Finish* finish = nullptr) const {
     const Product& product = product_of(kernels, w.dtype());
     const int64_t word_bytes = w.panel_bytes() / w.words();
-    const bool small = w.dtype() == DType::int4 && product.chunk == 0;
-    const int64_t few = small ? kFewRowsInt4Block : kFewRowsBlock;
-    const int64_t block = rows < product.row_block ? few : kBlockWords;
+    const bool few_int4 = w.dtype() == DType::int4 && rows < product.row_block;
+    const int64_t block = product.chunk > 0 ? kBlockWords
+                          : few_int4        ? kFewRowsInt4Words
+                                            : kVectorWords;
     for (int64_t k = begin; k < end; k += block) {
       const int64_t n = std::min(block, end - k);
       const std::byte* next = k + block < end ? at(p, k + block) : after;
       product.run({a.row(first) + k, a.stride(), weights(p, k, n, mine), n, out, w.panel(), rows,
                    finish == nullptr ? w.panel() : cols(p), accumulate || k > begin, next,
-                   next == nullptr ? 0 : n * word_bytes, k + block < end ? nullptr : finish});
+                   next == nullptr ? 0 : n * word_bytes, k + block < end ? nullptr : finish,
+                   w.dtype() == DType::int4});
     }
   }
 
@@ -116,7 +132,9 @@ struct Rows {
   // by panel.
   void product(int64_t begin, int64_t end, const std::byte* after, Scratch& mine, View<float> c,
                Write write, bool stream) const {
-    const int64_t block = rows < product_of(kernels, w.dtype()).row_block ? w.words() : kBlockWords;
+    const Product& product = product_of(kernels, w.dtype());
+    const bool whole = rows < product.row_block || whole_rows_fit(product, rows, w.words());
+    const int64_t block = whole ? w.words() : kBlockWords;
     mine.sums.reserve((end - begin) * rows * w.panel());
     for (int64_t k = 0; k < w.words(); k += block) {
       const int64_t stop = std::min(k + block, w.words());
@@ -188,7 +206,8 @@ void gemm_in_chunks(const Rows& all, View<float> c, Write write, int threads) {
   parallel_for(panels * chunks * blocks, threads, [&](int64_t task) {
     const int64_t p = task / blocks / chunks, chunk = task / blocks % chunks, block = task % blocks;
     rows_of(block).sum(p, chunk * kChunkWords, std::min((chunk + 1) * kChunkWords, w.words()),
-                       false, nullptr, scratch(product, panel), at(p, chunk, block));
+                       false, nullptr, scratch(product, product.row_block, panel),
+                       at(p, chunk, block));
   });
   parallel_for(panels * blocks, threads, [&](int64_t task) {
     const int64_t p = task / blocks, block = task % blocks;
@@ -224,7 +243,9 @@ template <class Task>
 void for_tasks(const Rows& all, int64_t flops, int threads, Task&& task) {
   const Product& product = product_of(all.kernels, all.w.dtype());
   const int64_t panels = ceil_div(all.w.outputs(), all.w.panel());
-  const int64_t most = product.row_block, blocks = ceil_div(all.rows, most);
+  const int64_t most =
+      panels < 4 * threads ? product.row_block : rows_of_task(product, all.rows, all.w.words());
+  const int64_t blocks = ceil_div(all.rows, most);
   threads = worth_threads(threads, flops);
   const int64_t some = std::clamp<int64_t>(panels / (4 * threads), 1, kMostPanels);
   const int64_t groups = ceil_div(panels, some);
@@ -258,29 +279,21 @@ struct SiluMul {
   int64_t p;
   Scratch& mine;
 
-  // Leaves it in mine.sums.
-  void run(const std::byte* after) const {
+  // To rows from `begin` on of `next`; of `floats`, if `next` wants whole rows.
+  void run(const std::byte* after, Activations& next, int64_t begin, View<float> floats) const {
     const Rows others{gate.kernels, gate.a, up, gate.first, gate.rows};
-    const int64_t panel = up.panel();
-    float *gates = mine.sums.data(), *ups = mine.other.data();
-    const Finish of_gate = gate.finish_of(p, gates, panel, Write::set, false);
+    const int64_t panel = up.panel(), cols = gate.cols(p), column = p * panel;
+    const bool whole_rows = is_quantised(next.weights());
+    float *sums = mine.sums.data(), *ups = mine.other.data();
+    float* gates = whole_rows ? floats.row(begin) + column : sums;
+    const int64_t stride = whole_rows ? floats.stride : panel;
+    const Finish of_gate = gate.finish_of(p, gates, stride, Write::set, false);
     const Finish of_up = others.finish_of(p, ups, panel, Write::set, false);
-    gate.sum(p, 0, gate.w.words(), false, others.at(p, 0), mine, gates, &of_gate);
+    gate.sum(p, 0, gate.w.words(), false, others.at(p, 0), mine, sums, &of_gate);
     others.sum(p, 0, up.words(), false, after, mine, ups, &of_up);
-    for (int64_t r = 0; r < gate.rows; ++r)
-      gate.kernels.silu_mul(gates + r * panel, ups + r * panel, gate.cols(p));
-  }
-
-  // Rows from `begin` on of `next`; of `floats`, if `next` wants whole rows.
-  void put(Activations& next, int64_t begin, View<float> floats) const {
-    const int64_t cols = gate.cols(p), column = p * up.panel();
     for (int64_t r = 0; r < gate.rows; ++r) {
-      const float* row = mine.sums.data() + r * up.panel();
-      if (is_quantised(next.weights())) {
-        std::memcpy(floats.row(begin + r) + column, row, static_cast<size_t>(cols) * sizeof(float));
-      } else {
-        next.set(begin + r, column, cols, row);
-      }
+      gate.kernels.silu_mul(gates + r * stride, ups + r * panel, cols);
+      if (!whole_rows) next.set(begin + r, column, cols, gates + r * stride);
     }
   }
 };
@@ -315,7 +328,8 @@ void gemm(const Kernels& kernels, const Activations& a, int64_t first, const Mat
   for_tasks(all, flops, threads,
             [&](const Rows& rows, int64_t begin, int64_t first_panel, int64_t end,
                 const std::byte* after) {
-              rows.product(first_panel, end, after, scratch(product_of(kernels, w.dtype()), panel),
+              rows.product(first_panel, end, after,
+                           scratch(product_of(kernels, w.dtype()), rows.rows, panel),
                            c.slice(begin, begin + rows.rows), write, stream);
             });
 }
@@ -359,11 +373,10 @@ void gemm_silu_mul(const Kernels& kernels, const Activations& a, const Matrix& g
     for_tasks(all, 4 * rows * gate.inputs() * gate.outputs(), threads,
               [&](const Rows& some, int64_t begin, int64_t first_panel, int64_t end,
                   const std::byte* after) {
-                Scratch& mine = scratch(product_of(kernels, gate.dtype()), panel);
+                Scratch& mine = scratch(product_of(kernels, gate.dtype()), some.rows, panel);
                 for (int64_t p = first_panel; p < end; ++p) {
                   const SiluMul part{some, up, p, mine};
-                  part.run(p + 1 < end ? some.at(p + 1, 0) : after);
-                  part.put(next, begin, floats_of);
+                  part.run(p + 1 < end ? some.at(p + 1, 0) : after, next, begin, floats_of);
                 }
               });
     if (!is_quantised(next.weights())) return;

@@ -68,6 +68,7 @@ struct Block {
   const void* ahead = nullptr;  // what comes next: is fetched into the L2 cache meanwhile
   int64_t ahead_bytes = 0;
   const Finish* finish = nullptr;  // null: sums stay in c, which is scratch otherwise
+  bool near = false;               // the panel is in the L2 cache already
 };
 
 // A product with weights of one type. Panels and rows of activations are padded with zeros to a
@@ -82,11 +83,20 @@ struct Product {
                  int8_t* out) = nullptr;
   int64_t word_step = 1, row_step = 1;
   int64_t row_block = 96;  // rows of one task
-  // Not 0: a panel is cut into chunks of so many words, each of them into strips of 32 columns, and
-  // these into tiles [words / 16, 2][16 words, 16 columns, inputs_per_word]. What a chunk adds to a
-  // sum is summed from 0; a Block begins with a chunk.
+  // Not 0: every kBlockWords words of a panel are cut into even chunks of at most so many, each of
+  // them into strips of 32 columns, and these into tiles [words / 16, 2][16 words, 16 columns,
+  // inputs_per_word]. What a chunk adds to a sum is summed from 0; a Block is such kBlockWords.
   int64_t chunk = 0;
 };
+
+constexpr int64_t kBlockWords = 1024;  // of one panel: stays in L2 while the rows of a task pass
+
+// Words of the chunks, but for the last, of a block of `words`.
+constexpr int64_t even_chunk(int64_t words, int64_t most) {
+  constexpr int64_t kTile = 16;
+  const int64_t chunks = (words + most - 1) / most;
+  return (words / kTile + chunks - 1) / chunks * kTile;
+}
 
 // What online softmax knows of a query row: the largest score, and the sum of the weights
 // exp((score - largest) * scale).

@@ -1,6 +1,8 @@
 // avx512_bf16, with products on AMX tiles: 32 rows times 32 columns at a time.
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "kernels/amx_tiles.h"
 #include "kernels/kernels.h"
 
@@ -19,8 +21,7 @@ namespace {
 
 constexpr int64_t kStrip = 32, kTile = 16;      // columns; rows, columns, words
 constexpr int64_t kStepBytes = 2 * kTile * 64;  // of weights: two tiles
-constexpr int64_t kChunkSteps = 16;  // 32 KiB of a strip stay in the L1 cache while all rows pass
-constexpr int64_t kChunk = kChunkSteps * kTile, kChunkBytes = kChunk * kPanel * 4;
+constexpr int64_t kChunk = 16 * kTile;          // 32 KiB of a strip stay in L1 while all rows pass
 
 struct Bf16 {
   template <int c, int a, int b>
@@ -49,33 +50,21 @@ struct Int8 {
   }
 };
 
-template <class Type>
-void finish(const Finish& f, __m512i sum, int64_t row, int64_t column, int64_t cols) {
-  if (column >= cols) return;
-  const auto some = static_cast<__mmask16>(cols - column < kTile ? (1 << (cols - column)) - 1 : -1);
-  __m512 y = Type::value(sum, f, row, column, some);
-  if (f.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, f.bias + column));
-  float* out = f.out + row * f.out_stride + column;
-  if (f.stream) return _mm512_stream_ps(out, y);
-  if (f.add) y = _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), y);
-  _mm512_mask_storeu_ps(out, some, y);
-}
-
 // The sums of the tiles before, on their way on while the next tiles are computed.
 template <class Type>
 struct Later {
-  const Block* block;
-  const int32_t* sums = nullptr;          // [rows, kStrip]
-  int64_t row = 0, column = 0, rows = 0;  // of the block: the first, and those left
+  const int32_t* sums = nullptr;  // [rows, kStrip]
+  int64_t rows = 0;               // left
+  int64_t row = 0, column = 0;    // of the block: the next, and the first
   bool accumulate = false, last = false;
 
-  void one_row() {
-    auto* c = static_cast<int32_t*>(block->c) + row * block->c_stride + column;
+  [[gnu::always_inline]] void one_row(const Block& b) {
+    auto* c = static_cast<int32_t*>(b.c) + row * b.c_stride + column;
     for (int64_t i = 0; i < kStrip; i += kTile) {
       __m512i x = _mm512_load_si512(sums + i);
       if (accumulate) x = Type::add(_mm512_loadu_si512(c + i), x);
       if (last) {
-        finish<Type>(*block->finish, x, row, column + i, block->cols);
+        finish(*b.finish, x, column + i, b.cols);
       } else {
         _mm512_storeu_si512(c + i, x);
       }
@@ -83,6 +72,18 @@ struct Later {
     sums += kStrip;
     ++row;
     --rows;
+  }
+
+ private:
+  [[gnu::always_inline]] void finish(const Finish& f, __m512i sum, int64_t first, int64_t cols) {
+    const int64_t n = std::clamp<int64_t>(cols - first, 0, kTile);
+    const auto some = static_cast<__mmask16>((1 << n) - 1);
+    __m512 y = Type::value(sum, f, row, first, some);
+    if (f.bias != nullptr) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, f.bias + first));
+    float* out = f.out + row * f.out_stride + first;
+    if (f.stream) return _mm512_stream_ps(out, y);
+    if (f.add) y = _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), y);
+    _mm512_mask_storeu_ps(out, some, y);
   }
 };
 
@@ -104,8 +105,10 @@ struct Ahead {
 
 // sums [32 or 16 rows, kStrip] = a . strip over `steps`; a_stride in bytes.
 template <class Type, bool kBothRows>
-void tiles(const char* a, int64_t a_stride, const char* strip, int64_t steps, int32_t* sums,
-           Later<Type>& later, Ahead& ahead) {
+[[gnu::always_inline]] inline void tiles(const Block& b, const char* a, const char* strip,
+                                         int64_t steps, int32_t* sums, Later<Type>& later,
+                                         Ahead& ahead) {
+  const int64_t a_stride = b.a_stride * 4;
   const char* a_low = a + kTile * a_stride;
   zero<0>();
   zero<1>();
@@ -121,10 +124,10 @@ void tiles(const char* a, int64_t a_stride, const char* strip, int64_t steps, in
     if (kBothRows) Type::template dot<2, 5, 6>();
     if (kBothRows) Type::template dot<3, 5, 7>();
     ahead.step();
-    if (later.rows > 0) later.one_row();
-    if (later.rows > 0) later.one_row();
+    if (later.rows > 0) later.one_row(b);
+    if (later.rows > 0) later.one_row(b);
   }
-  while (later.rows > 0) later.one_row();
+  while (later.rows > 0) later.one_row(b);
   store<0>(sums, kStrip * 4);
   store<1>(sums + kTile, kStrip * 4);
   if (kBothRows) store<2>(sums + kTile * kStrip, kStrip * 4);
@@ -137,37 +140,45 @@ void tile_product(const Block& b) {
   const Tiles configured;
   alignas(64) int32_t sums[2][2 * kTile * kStrip];
   int turn = 0;
-  Later<Type> later{&b};
+  Later<Type> later;
   const auto* strip = static_cast<const char*>(b.panel);
   const int64_t blocks = (b.rows + 2 * kTile - 1) / (2 * kTile);
-  for (int64_t k = 0; k < b.words; k += kChunk) {
-    const int64_t steps = (b.words - k < kChunk ? b.words - k : kChunk) / kTile;
-    // The next chunk. Memory must not rest where there are few rows.
-    const bool here = k + kChunk < b.words;
-    const int64_t bytes = here || b.ahead_bytes > kChunkBytes ? kChunkBytes : b.ahead_bytes;
-    Ahead ahead(here ? strip + kChunkBytes : b.ahead, bytes,
-                steps * (blocks <= 4 ? 1 : 2 * blocks));
+  const int64_t chunk = even_chunk(b.words, kChunk), chunk_bytes = chunk * kPanel * 4;
+  for (int64_t k = 0; k < b.words; k += chunk) {
+    const int64_t steps = std::min(chunk, b.words - k) / kTile;
+    const bool here = k + chunk < b.words;
+    // The next chunk, spread evenly: memory never rests.
+    const int64_t turns = steps * 2 * blocks;
+    const int64_t part = b.ahead_bytes * chunk / b.words / 64 * 64;
+    const auto* after = static_cast<const char*>(b.ahead);
+    Ahead ahead = b.near ? Ahead(after + k / chunk * part, part, turns)
+                  : here ? Ahead(strip + chunk_bytes, chunk_bytes, turns)
+                         : Ahead(after, std::min(chunk_bytes, b.ahead_bytes), turns);
     for (int64_t column = 0; column < kPanel; column += kStrip, strip += steps * kStepBytes) {
       for (int64_t r = 0; r < b.rows; r += 2 * kTile) {
         const int64_t rows = b.rows - r < 2 * kTile ? b.rows - r : 2 * kTile;
         const auto* a = reinterpret_cast<const char*>(b.a + r * b.a_stride + k);
-        const auto run = rows > kTile ? tiles<Type, true> : tiles<Type, false>;
-        run(a, b.a_stride * 4, strip, steps, sums[turn], later, ahead);
-        const bool last = b.finish != nullptr && k + kChunk >= b.words;
-        later = {&b, sums[turn], r, column, rows, b.accumulate || k > 0, last};
+        if (rows > kTile) {
+          tiles<Type, true>(b, a, strip, steps, sums[turn], later, ahead);
+        } else {
+          tiles<Type, false>(b, a, strip, steps, sums[turn], later, ahead);
+        }
+        const bool last = b.finish != nullptr && !here;
+        later = {sums[turn], rows, r, column, b.accumulate || k > 0, last};
         turn = 1 - turn;
       }
     }
   }
-  while (later.rows > 0) later.one_row();
+  while (later.rows > 0) later.one_row(b);
   if (b.finish != nullptr && b.finish->stream) drain();
 }
 
 // Product::expand, tile by tile.
 void expand_tiles(const uint8_t* packed, const uint8_t* groups, int64_t words, int8_t* out) {
   constexpr int64_t kGroupWords = kInt4Group / 4;
-  for (int64_t k = 0; k < words; k += kChunk) {
-    const int64_t end = words - k < kChunk ? words : k + kChunk;
+  const int64_t chunk = even_chunk(words, kChunk);
+  for (int64_t k = 0; k < words; k += chunk) {
+    const int64_t end = std::min(k + chunk, words);
     for (int64_t column = 0; column < kPanel; column += kStrip) {
       for (int64_t w = k; w < end; w += kTile) {
         for (int64_t i = 0; i < 2 * kTile; i += kGroupWords) {  // words of the two tiles

@@ -41,7 +41,10 @@ struct Layout {
  private:
   int64_t tiled(int64_t column, int64_t word) const {
     constexpr int64_t kTile = 16, kStrip = 32;
-    const int64_t begin = word / chunk * chunk, length = std::min(chunk, words - begin);
+    const int64_t block = word / kBlockWords * kBlockWords,
+                  end = std::min(block + kBlockWords, words);
+    const int64_t even = even_chunk(end - block, chunk), begin = word - (word - block) % even;
+    const int64_t length = std::min(even, end - begin);
     const int64_t tile = (word - begin) / kTile * 2 + column % kStrip / kTile;
     return begin * panel + column / kStrip * length * kStrip +
            (tile * kTile + word % kTile) * kTile + column % kTile;
@@ -227,8 +230,9 @@ void Activations::reserve(const Kernels& kernels, Backend backend, DType weights
   inputs_ = inputs;
   form_ = product.form;
   words_ = backend == Backend::blas ? inputs : Layout(kernels, weights, inputs).words;
-  // Rows whose distance is a multiple of 4 KiB would meet in the same few sets of the L1 cache.
-  stride_ = product.row_step > 1 ? words_ + 16 : words_;
+  // Rows an even number of cache lines apart would meet in fewer sets of the caches.
+  constexpr int64_t kLine = 16;
+  stride_ = product.row_step > 1 ? (words_ / kLine | 1) * kLine : words_;
   data_.reserve(checked_mul(checked_add(rows, product.row_step, "gemm"), stride_, "gemm"));
   if (is_quantised(weights)) scale_.reserve(rows);
 }
