@@ -131,10 +131,8 @@ double sum_exp(const float* x, float max, int64_t n) {
   HalfDoubles low = {}, high = {};
   for (int64_t i = 0; i < n; i += kLanes) {
     const Floats e = exp(load(x + i, n - i, -kInfinity) - max);
-    HalfFloats halves[2];
-    __builtin_memcpy(halves, &e, sizeof e);
-    low += __builtin_convertvector(halves[0], HalfDoubles);
-    high += __builtin_convertvector(halves[1], HalfDoubles);
+    low += low_doubles(e);
+    high += high_doubles(e);
   }
   low += high;
   double sum = 0;

@@ -3,8 +3,6 @@
 namespace {
 
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-typedef float HalfFloats __attribute__((vector_size(kLanes * 2)));
-typedef double HalfDoubles __attribute__((vector_size(kLanes * 4)));
 
 constexpr float kInfinity = __builtin_inff();
 
@@ -53,7 +51,7 @@ float sum_lanes(V v) {
   return (v[0] + v[2]) + (v[1] + v[3]);
 }
 
-// The larger; NaN in a is passed over.
+// Of halves and quarters, too.
 template <class V>
 V larger(V a, V b) {
   return a > b ? a : b;
@@ -66,15 +64,20 @@ float max_lanes(V v) {
   return odd > even ? odd : even;
 }
 
-inline Floats power_of_two(Words n) { return (Floats)((n + 127) << 23); }
+// y * 2^n of whole n from -150 to 129, rounded once. In two steps: 2^128 and 2^-149 are no normal
+// floats.
+template <class V>
+V times_power_of_two(V y, V n) {
+  const Ints whole = __builtin_convertvector(n, Ints), half = whole >> 1;
+  return y * (V)((half + 127) << 23) * (V)((whole - half + 127) << 23);
+}
 
 // e^x to 1 ulp or so over all floats, subnormal results included: 2^n e^r with |r| <= ln(2) / 2,
 // where e^r = 1 + r + r^2 q(r), q fitted for the least relative error. exp(0) is exactly 1.
 inline Floats exp(Floats x) {
   constexpr float kLog2e = 0x1.715476p+0f, kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
-  constexpr float kRound = 0x1.8p23f;           // adding it rounds to an integer, in the low bits
-  x = x < splat(-104.0f) ? splat(-104.0f) : x;  // NaN passes both
-  x = x > splat(89.0f) ? splat(89.0f) : x;
+  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
+  x = smaller(splat(89.0f), larger(splat(-104.0f), x));  // NaN passes both
   const Floats shifted = fma(x, splat(kLog2e), splat(kRound));
   const Floats n = shifted - splat(kRound);
   Floats r = fma(n, splat(-kLn2High), x);  // exact: kLn2High has trailing zeros
@@ -85,10 +88,7 @@ inline Floats exp(Floats x) {
   q = fma(q, r, splat(0x1.55548ep-3f));
   q = fma(q, r, splat(0x1p-1f));
   const Floats y = fma(r * r, q, r) + splat(1.0f);
-  const Words whole = (Words)shifted - (Words)splat(kRound);
-  const Words half =
-      (Words)((Ints)whole >> 1);  // in two steps: 2^128 and 2^-149 are no normal floats
-  return y * power_of_two(half) * power_of_two(whole - half);
+  return times_power_of_two(y, n);
 }
 
 }  // namespace

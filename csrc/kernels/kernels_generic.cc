@@ -13,6 +13,13 @@ typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
 
 Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // two roundings: -ffp-contract=off
 
+Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+typedef double HalfDoubles __attribute__((vector_size(kLanes * 4)));
+HalfDoubles low_doubles(Floats v) { return HalfDoubles{v[0], v[1]}; }
+HalfDoubles high_doubles(Floats v) { return HalfDoubles{v[2], v[3]}; }
+
 void stream(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof v); }
 void drain() {}
 

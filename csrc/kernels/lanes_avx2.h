@@ -7,6 +7,14 @@ typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 
+// a > b ? a : b, and a < b ? a : b.
+inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+
+typedef double HalfDoubles __attribute__((vector_size(kLanes * 4)));
+inline HalfDoubles low_doubles(Floats v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+inline HalfDoubles high_doubles(Floats v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+
 inline void stream(float* p, Floats v) { _mm256_stream_ps(p, v); }
 inline void drain() { _mm_sfence(); }  // others see what was streamed
 

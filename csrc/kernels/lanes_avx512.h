@@ -7,6 +7,22 @@ typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 
+// a > b ? a : b, and a < b ? a : b.
+inline Floats larger(Floats a, Floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+
+inline Floats times_power_of_two(Floats y, Floats n) {
+  return _mm512_maskz_scalef_ps(0xffff, y, n);
+}
+
+typedef double HalfDoubles __attribute__((vector_size(kLanes * 4)));
+inline HalfDoubles low_doubles(Floats v) {
+  return _mm512_maskz_cvtps_pd(0xff, __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline HalfDoubles high_doubles(Floats v) {
+  return _mm512_maskz_cvtps_pd(0xff, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+
 inline void stream(float* p, Floats v) { _mm512_stream_ps(p, v); }
 inline void drain() { _mm_sfence(); }  // others see what was streamed
 
