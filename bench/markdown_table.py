@@ -16,6 +16,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def points(loss: float) -> str:
+    return f"{100 * loss:+.1f}"
+
+
 def spread(values: list[float], form: str) -> str:
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low} to {high}"
