@@ -27,7 +27,7 @@ from typing import Any
 import bicache
 import numpy as np
 from bicache import _core
-from random_model import FIRST_WORD, MID, SMALL, Shape, write_checkpoint
+from random_model import FIRST_WORD, MID, SMALL, Shape, pass_flops, write_checkpoint
 
 RATIOS = (0.5, 0.77, 0.9)  # shared-prefix rows over all rows
 GEN_LENGTH, STEPS, NONE_STEPS = 32, 16, 4  # one block; STEPS and NONE_STEPS divide GEN_LENGTH
@@ -65,13 +65,6 @@ class Split:
         percent = round(100 * self.p / self.n)
         found = LLADA_DEPTHS[max(at for at in LLADA_DEPTHS if at <= percent)]
         return max(1, round(found * layers / LLADA_LAYERS))
-
-
-def pass_flops(shape: Shape, rows: list[int], keys: int, head_rows: int) -> int:
-    """One pass: `rows` recomputed per layer, each attending to `keys` rows; 2 per multiply-add."""
-    weights = 4 * shape.dim**2 + 3 * shape.dim * shape.ffn  # one layer's
-    attention = 2 * keys * shape.dim  # scores, and the values they weigh
-    return 2 * sum(rows) * (weights + attention) + 2 * head_rows * shape.dim * shape.vocab
 
 
 def request_flops(shape: Shape, split: Split, steps: int, depth: int, refresh_steps: int) -> int:

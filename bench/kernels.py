@@ -101,20 +101,22 @@ def of_kind(lines: list[Report], kind: str) -> list[Report]:
     ]
 
 
-def machine() -> str:
-    """The CPU, as Linux names it, and how many of it."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.machine()}"
+def cpu() -> str:
+    """As Linux names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def measure(program: Path, args: Sequence[str]) -> Report:
     lines = play(program, args)
     [run] = of_kind(lines, "run")
-    report: Report = {"machine": machine(), **run, "peaks": of_kind(lines, "peak")}
+    report: Report = {
+        "machine": f"{len(os.sched_getaffinity(0))} x {cpu()}",
+        **run,
+        "peaks": of_kind(lines, "peak"),
+    }
     for kind in ("gemm", "attention", "elementwise"):
         report[kind] = of_kind(lines, kind)
     report["blas"] = {}

@@ -16,6 +16,13 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def sizes(model: Report) -> str:
+    return (
+        f"{model['layers']} layers, d {model['dim']}, FFN {model['ffn']}, vocabulary "
+        f"{model['vocab']}, random weights"
+    )
+
+
 def points(loss: float) -> str:
     return f"{100 * loss:+.1f}"
 

@@ -35,6 +35,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kernels import cpu
 from peer_worker import EngineError
 from peers_bench import CHECKED_ROWS, OURS, Bench
 from peers_request import Request
@@ -76,13 +77,6 @@ def place(folder: Path | None) -> AbstractContextManager[str]:
         return tempfile.TemporaryDirectory(prefix="peers")
     folder.mkdir(parents=True, exist_ok=True)
     return nullcontext(str(folder))
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
 
 
 def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from llada_gguf import write_gguf
 from numpy.typing import NDArray
 from peer_worker import EngineError, Spec, Worker
-from random_model import FIRST_WORD, Shape, write_checkpoint
+from random_model import FIRST_WORD, Shape, pass_flops, write_checkpoint
 
 OURS = ("f32", "bf16", "int8", "int4")
 TORCH = ("f32", "bf16")
@@ -44,10 +44,9 @@ def over(peer: list[float], ours: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(peer, ours, strict=True))
 
 
-def pass_flops(shape: Shape, rows: int) -> int:
-    """One pass with logits of all rows; 2 per multiply-add."""
-    layer = 4 * shape.dim**2 + 3 * shape.dim * shape.ffn + 2 * rows * shape.dim
-    return 2 * rows * (shape.layers * layer + shape.dim * shape.vocab)
+def full_pass_flops(shape: Shape, rows: int) -> int:
+    """One pass with logits of all rows."""
+    return pass_flops(shape, [rows] * shape.layers, rows, rows)
 
 
 def distance(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -186,7 +185,7 @@ class Bench:
         return {label: all_[1:] for label, all_ in seconds.items()}  # the first warms up
 
     def forward(self, workers: list[Worker], rows: int, rounds: int) -> dict[str, Any]:
-        times, flops = self.times(workers, rows, rounds), pass_flops(self.shape, rows)
+        times, flops = self.times(workers, rows, rounds), full_pass_flops(self.shape, rows)
         median = {label: statistics.median(seconds) for label, seconds in times.items()}
         peers = [label for label in times if not label.startswith("bicache")]
         best = min(peers, key=median.__getitem__, default=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from peer_worker import Worker
-from peers_bench import CHECKED_ROWS, Bench, over, pass_flops, spread
+from peers_bench import CHECKED_ROWS, Bench, full_pass_flops, over, spread
 
 DLLM_CACHE = "dllm_cache:prompt_interval_steps=50,gen_interval_steps=7,transfer_ratio=0.25"
 # What is generated with, and whether a threshold may commit several tokens a step.
@@ -113,7 +113,7 @@ class Request:
             **{f"over_{name}": over(best.seconds, job.seconds) for name, best in fastest.items()},
         }
         if job.cache is None:
-            flops = self.g * pass_flops(self.bench.shape, self.p + self.g)
+            flops = self.g * full_pass_flops(self.bench.shape, self.p + self.g)
             return row | {"steps": self.g, "rows_share": 1.0, "flops": flops, "agreement": None}
         same = np.equal(job.out["tokens"], none[job.worker.spec.kind]["tokens"])
         return row | {

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from markdown_table import Report, table
+from markdown_table import Report, sizes, table
 
 
 def name(row: Report) -> str:
@@ -24,11 +24,9 @@ def label_name(label: str) -> str:
 
 
 def peers_machine(report: Report) -> str:
-    model = report["model"]
     isa = next((e["isa"] for e in report["engines"].values() if "isa" in e), "no")
     return (
-        f"\n{model['layers']} layers, d {model['dim']}, FFN {model['ffn']}, vocabulary "
-        f"{model['vocab']}, random weights; {report['threads']} threads, {isa} kernels, "
+        f"\n{sizes(report['model'])}; {report['threads']} threads, {isa} kernels, "
         f"{report['cpu']}; median of {report['rounds']} interleaved rounds.\n"
     )
 

@@ -50,6 +50,13 @@ MID = Shape(layers=18, dim=1536, heads=12, ffn=4096, vocab=32000)
 SMALL = Shape(layers=4, dim=64, heads=4, ffn=96, vocab=128)  # for tests
 
 
+def pass_flops(shape: Shape, rows: list[int], keys: int, head_rows: int) -> int:
+    """One pass: `rows` recomputed per layer, each attending to `keys` rows; 2 per multiply-add."""
+    weights = 4 * shape.dim**2 + 3 * shape.dim * shape.ffn  # one layer's
+    attention = 2 * keys * shape.dim  # scores, and the values they weigh
+    return 2 * sum(rows) * (weights + attention) + 2 * head_rows * shape.dim * shape.vocab
+
+
 def write_checkpoint(folder: Path, shape: Shape, context: int) -> None:
     """A safetensors file of seeded random bfloat16, tensor by tensor.
 

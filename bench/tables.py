@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kernels_table import kernels_attention, kernels_blas, kernels_elementwise, kernels_gemm
-from markdown_table import Report, percent, points, spread, table
+from markdown_table import Report, percent, points, sizes, spread, table
 from peers_table import peers_forward, peers_generation, peers_ratios, peers_summary
 from quantisation_table import quantisation
 
@@ -196,10 +196,8 @@ def bicache_speed(report: Report) -> str:
         for result in report["results"]
         for p in result["policies"]
     ]
-    model = report["model"]
     return table(head, rows) + (
-        f"\n{model['layers']} layers, d {model['dim']}, FFN {model['ffn']}, vocabulary "
-        f"{model['vocab']}, random weights in {report['dtype']}; N = {report['rows']}, "
+        f"\n{sizes(report['model'])} in {report['dtype']}; N = {report['rows']}, "
         f"{report['results'][0]['g']} tokens in {report['steps']} steps; {report['threads']} "
         f"threads, {report['isa']} kernels; median of {report['rounds']} interleaved rounds.\n"
     )
@@ -248,7 +246,7 @@ def caching_flops_summary(report: Report) -> str:
 
 
 def dllm_cache_speed(report: Report) -> str:
-    r, model = report["result"], report["model"]
+    r = report["result"]
     head = ["steps that refresh", "steps", "share of the time", "FLOPs a second, of `none`'s"]
     rows = [
         [k["refreshes"], str(k["steps"]), percent(k["share_of_time"]), percent(k["rate_over_none"])]
@@ -259,8 +257,7 @@ def dllm_cache_speed(report: Report) -> str:
         f"{percent(r['efficiency'])}.\n\n"
         + table(head, rows)
         + f"\nP = {report['prompt']}, G = {report['response']}, `{report['cache']}`; "
-        f"{model['layers']} layers, d {model['dim']}, FFN {model['ffn']}, vocabulary "
-        f"{model['vocab']}, random weights in {report['dtype']}; {report['threads']} threads, "
+        f"{sizes(report['model'])} in {report['dtype']}; {report['threads']} threads, "
         f"{report['isa']} kernels; median of {report['rounds']} interleaved rounds.\n"
     )
 

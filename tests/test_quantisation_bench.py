@@ -21,7 +21,6 @@ OTHER = {"bf16": 0.01, "int8": 0.02, "int4": 0.08}
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCH)
     return load("quantisation", monkeypatch)
 
 
@@ -99,3 +98,19 @@ def test_committed_results_keep_the_answers(report: dict[str, Any]) -> None:
                     assert cell["loss"] - cell["loss_interval"] <= 0.05
                 else:
                     assert cell.get("loss", 0) <= 0.01, (m["model"], dtype, policy)
+
+
+def test_the_table_shows_every_type_but_f32(
+    report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = load("quantisation_table", monkeypatch).quantisation(report)
+    [head, _, *rows] = [line for line in table.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[1] for row in cells] == DTYPES[1:] * len(report["models"])
+    assert {len(row) for row in cells} == {head.count("|") - 1}
+    [chain] = [m for m in report["models"] if (m["model"], m["outliers"]) == ("chain", False)]
+    first = chain["dtypes"][1]
+    assert [cells[[row[0] for row in cells].index("`chain`")][i] for i in (2, 5)] == [
+        f"{first['weight_bytes'] / 1e6:.2f} MB",
+        f"{100 * first['policies']['none']['token_agreement']:.1f} %",
+    ]
