@@ -67,6 +67,7 @@ TEST(Balance, TakesOnlyTheChannelThatStandsOutByAPowerOfTwo) {
   }
   const Balance again = m.balanced(1);
   EXPECT_EQ(again.layers[0].attention, b.layers[0].attention);
+  EXPECT_EQ(again.layers[0].inner, b.layers[0].inner);
   EXPECT_EQ(again.final, b.final);
 }
 
@@ -86,6 +87,22 @@ TEST(Balance, ZerosAreNotTouched) {
   const Balance b = m.balanced();
   expect_ones_but(b.layers[0].attention, -1);
   expect_ones_but(b.layers[0].inner, -1);
+}
+
+// Channels that carry nothing say nothing about the others' size, be that large or small.
+TEST(Balance, DeadChannelsDoNotMoveTheMedian) {
+  for (const float size : {1e4f, 1e-6f}) {
+    Stored m;
+    for (int64_t j = 0; j < kDim; ++j) m.attention_norm[j] = j < kDim / 2 + 8 ? 0 : size;
+    for (int64_t j = 0; j < kFfn; ++j) {
+      for (int64_t i = 0; i < kDim; ++i) m.down[i * kFfn + j] = j < kFfn / 2 + 8 ? 0 : size;
+    }
+    m.attention_norm[kDim - 1] *= 100;
+    const Balance b = m.balanced();
+    expect_ones_but(b.layers[0].attention, kDim - 1);
+    EXPECT_GT(b.layers[0].attention[kDim - 1], 1);
+    expect_ones_but(b.layers[0].inner, -1);
+  }
 }
 
 // What it is for: the product of a row with one huge channel.

@@ -54,18 +54,37 @@ std::vector<double> row_norms(const StoredMatrix& m, const std::vector<float>& g
   return norms;
 }
 
+// Of each column. The rows are cut, and the sums added, in an order that threads do not change.
+std::vector<double> mean_squares(const StoredMatrix& m, int threads) {
+  constexpr int64_t kParts = 64;
+  const int64_t rows = (m.rows + kParts - 1) / kParts;
+  std::vector<double> sums(static_cast<size_t>(kParts * m.cols));
+  parallel_for(kParts, threads, [&](int64_t part) {
+    std::vector<float> row(static_cast<size_t>(m.cols));
+    double* sum = sums.data() + part * m.cols;
+    for (int64_t i = part * rows; i < std::min(m.rows, (part + 1) * rows); ++i) {
+      m.row(i, row.data());
+      for (size_t j = 0; j < row.size(); ++j) sum[j] += static_cast<double>(row[j]) * row[j];
+    }
+  });
+  std::vector<double> means(static_cast<size_t>(m.cols));
+  for (size_t i = 0; i < sums.size(); ++i)
+    means[i % means.size()] += sums[i] / static_cast<double>(m.rows);
+  return means;
+}
+
 // Activations of magnitude a that meet columns of magnitude c: factors for the channels whose a / c
-// is more than twice the median's.
+// is more than twice the median's. Channels that carry nothing count for neither.
 std::vector<float> factors(const std::vector<double>& a, const std::vector<float>& c) {
   constexpr double kMost = 0x1p16;  // weights and norms stay far from the ends of float
-  std::vector<double> t(a.size(), 1);
+  std::vector<double> t(a.size()), live;
   for (size_t j = 0; j < a.size(); ++j) {
-    if (a[j] > 0 && c[j] > 0) t[j] = std::sqrt(a[j] / static_cast<double>(c[j]));
+    if (a[j] > 0 && c[j] > 0) live.push_back(t[j] = std::sqrt(a[j] / static_cast<double>(c[j])));
   }
-  std::vector<double> sorted = t;
-  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
-  std::nth_element(sorted.begin(), middle, sorted.end());
-  std::vector<float> s(a.size());
+  std::vector<float> s(a.size(), 1);
+  if (live.empty()) return s;
+  const auto middle = live.begin() + static_cast<std::ptrdiff_t>(live.size() / 2);
+  std::nth_element(live.begin(), middle, live.end());
   for (size_t j = 0; j < t.size(); ++j)
     s[j] = static_cast<float>(
         std::exp2(std::nearbyint(std::log2(std::clamp(t[j] / *middle, 1.0, kMost)))));
@@ -126,13 +145,7 @@ void StoredMatrix::row(int64_t i, float* out) const {
 
 Balance balance(const StoredMatrix& embedding, const std::vector<StoredLayer>& layers,
                 const std::vector<float>& final_norm, const StoredMatrix& head, int threads) {
-  std::vector<double> r2(static_cast<size_t>(embedding.cols));
-  std::vector<float> row(r2.size());
-  for (int64_t i = 0; i < embedding.rows; ++i) {
-    embedding.row(i, row.data());
-    for (size_t j = 0; j < row.size(); ++j)
-      r2[j] += static_cast<double>(row[j]) * row[j] / static_cast<double>(embedding.rows);
-  }
+  std::vector<double> r2 = mean_squares(embedding, threads);
   Balance all;
   for (const StoredLayer& w : layers) all.layers.push_back(balance_layer(w, r2, threads));
   std::vector<float> columns(r2.size());

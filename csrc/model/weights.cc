@@ -169,7 +169,7 @@ class Loader {
   Buffer<float> vector(const std::string& name, const std::vector<float>& factors = {}) const {
     const Tensor& t = find(name);
     Buffer<float> out(t.shape[0]);
-    convert(t, t.shape[0], out.data());
+    convert(t, 0, t.shape[0], DType::f32, reinterpret_cast<std::byte*>(out.data()));
     for (size_t i = 0; i < factors.size(); ++i) out[static_cast<int64_t>(i)] /= factors[i];
     return out;
   }
@@ -198,34 +198,38 @@ class Loader {
                    threads_);
   }
 
-  static void convert(const Tensor& t, int64_t count, float* out) {
-    if (t.dtype == DType::f32) {
-      std::memcpy(out, t.bytes.data(), static_cast<size_t>(count) * 4);
+  // Elements [begin, begin + count) of `t` as `kept`.
+  static void convert(const Tensor& t, int64_t begin, int64_t count, DType kept, std::byte* out) {
+    const std::byte* from = t.bytes.data() + begin * size_bytes(t.dtype);
+    if (kept == t.dtype) {
+      std::memcpy(out, from, static_cast<size_t>(count * size_bytes(kept)));
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
-      bf16 x;
-      std::memcpy(&x, t.bytes.data() + i * 2, 2);
-      out[i] = to_float(x);
+      if (kept == DType::f32) {
+        bf16 x;
+        std::memcpy(&x, from + i * 2, 2);
+        const float y = to_float(x);
+        std::memcpy(out + i * 4, &y, 4);
+      } else {
+        float x;
+        std::memcpy(&x, from + i * 4, 4);
+        const bf16 y = to_bf16(x);
+        std::memcpy(out + i * 2, &y, 2);
+      }
     }
   }
 
   Buffer<std::byte> embedding(DType kept) const {
+    constexpr int64_t kPiece = int64_t{1} << 16;
     const Tensor& t = find(names_.embedding);
     const int64_t count = checked_mul(c_.embeddings, c_.dim, "embedding");
     Buffer<std::byte> out(checked_mul(count, size_bytes(kept), "embedding"));
-    if (kept == t.dtype) {
-      std::memcpy(out.data(), t.bytes.data(), t.bytes.size());
-    } else if (kept == DType::f32) {
-      convert(t, count, reinterpret_cast<float*>(out.data()));
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        float x;
-        std::memcpy(&x, t.bytes.data() + i * 4, 4);
-        const bf16 y = to_bf16(x);
-        std::memcpy(out.data() + i * 2, &y, 2);
-      }
-    }
+    parallel_for((count + kPiece - 1) / kPiece, threads_, [&](int64_t i) {
+      const int64_t begin = i * kPiece;
+      convert(t, begin, std::min(kPiece, count - begin), kept,
+              out.data() + begin * size_bytes(kept));
+    });
     return out;
   }
 
