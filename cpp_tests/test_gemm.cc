@@ -252,7 +252,7 @@ TEST_P(GemmTest, QuantisedWeightsAreNearTheirOriginals) {
       for (int64_t k = 0; k < inputs; ++k) {
         const float x = w[j * inputs + k];
         const int q = values[j * inputs + k];
-        EXPECT_TRUE(-128 <= q && q <= 127);
+        EXPECT_TRUE(-127 <= q && q <= 127) << q;
         const double off = static_cast<double>(scale) * q - x;
         // Half a step: of the column's scale, or of the group's m (at most 16 of them, and z).
         EXPECT_LE(std::abs(off), scale * (kept == DType::int8 ? 0.5001 : 17)) << j << " " << k;
