@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "support.h"
 #include "tiny_model.h"
 
 namespace bicache {

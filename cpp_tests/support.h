@@ -14,9 +14,46 @@
 
 namespace bicache {
 
+// Sanitizers watch accesses, not values, and are slow: under them loops over sizes and threads are
+// `thinned`, and some tests run on fewer tables (`tables_under_test`).
+#ifdef __SANITIZE_THREAD__
+inline constexpr bool kThreadSanitizer = true;
+#else
+inline constexpr bool kThreadSanitizer = false;
+#endif
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = kThreadSanitizer;
+#endif
+
+// The list itself; under a sanitizer every `step`-th of it, from the first on. Of successive sizes,
+// a step prime to the widths of vectors still meets every remainder.
+template <class T>
+std::vector<T> thinned(const std::vector<T>& list, size_t step = 3) {
+  std::vector<T> kept;
+  for (size_t i = 0; i < list.size(); i += kSanitized ? step : 1) kept.push_back(list[i]);
+  return kept;
+}
+
 // Sizes around the widths of vectors, tiles and blocks.
-inline const std::vector<int64_t> kSizes = {1,  2,  3,  5,  7,  8,  9,   15,  16, 17,
-                                            31, 32, 33, 63, 64, 65, 100, 127, 130};
+inline const std::vector<int64_t> kSizes =
+    thinned<int64_t>({1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 130}, 2);
+
+// 1..last, thinned.
+inline std::vector<int64_t> up_to(int64_t last, size_t step = 7) {
+  std::vector<int64_t> all;
+  for (int64_t n = 1; n <= last; ++n) all.push_back(n);
+  return thinned(all, step);
+}
+
+// All tables; with `few`, the last one and one without tiles. Races do not depend on the
+// instructions but on how products are cut, for which those two stand.
+inline std::vector<const Kernels*> tables_under_test(bool few = kThreadSanitizer) {
+  const auto all = available_kernels();
+  if (!few || all.size() <= 2) return all;
+  return {all[1], all.back()};
+}
 
 // n numbers of U(-1, 1) * scale.
 inline std::vector<float> random_floats(int64_t n, uint32_t seed, float scale = 1) {

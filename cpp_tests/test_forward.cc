@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cache/policy.h"
+#include "support.h"
 #include "tiny_model.h"
 
 namespace bicache {
@@ -24,10 +25,6 @@ std::vector<float> run(const Model& m, RequestState& r, const StepPlan& plan, in
   Pass pass{&r, &plan, record, {}};
   m.forward({&pass, 1}, ws, threads);
   return {pass.logits.data, pass.logits.data + pass.logits.rows * pass.logits.cols};
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 // One step: passes until one predicts.
@@ -105,8 +102,8 @@ INSTANTIATE_TEST_SUITE_P(, ForwardKv, testing::Values(DType::f32, DType::bf16),
 // Everything a request could have cached, taken from the canvas's own full forward pass: then no
 // plan may change a bit.
 TEST_P(ForwardKv, FreshCacheIdentity) {
-  for (const Kernels* kernels : available_kernels()) {
-    for (const TinyModel& t : models()) {
+  for (const Kernels* kernels : tables_under_test(kSanitized)) {
+    for (const TinyModel& t : thinned(models())) {
       const auto m = t.load(*kernels, DType::f32, kv);
       const auto tokens = canvas(t, 3);
       EntryNeeds all{EntryNeeds::Source::alone, t.layers, {}};
@@ -323,7 +320,7 @@ TEST_P(ForwardKv, CountsExactlyThePlannedWork) {
 }
 
 TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
-  for (const Kernels* kernels : available_kernels()) {
+  for (const Kernels* kernels : tables_under_test(kSanitized)) {
     TinyModel t = big_enough_for_threads();
     t.qk_norm = true;
     const auto m = t.load(*kernels);
@@ -340,7 +337,7 @@ TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
       alone.push_back(run(*m, r, plans[i]));
       together.push_back(m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {}));
     }
-    for (const int threads : {1, 2, 4}) {
+    for (const int threads : thinned<int>({4, 2, 1})) {
       std::vector<Pass> batch;
       for (size_t i = 0; i < shapes.size(); ++i)
         batch.push_back({&together[i], &plans[i], nullptr, {}});

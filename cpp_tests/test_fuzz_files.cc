@@ -7,12 +7,13 @@
 #include <vector>
 
 #include "fuzz/fuzz_targets.h"
+#include "support.h"
 #include "temp_files.h"
 
 namespace bicache {
 namespace {
 
-constexpr int kMutations = 20000;
+constexpr int kMutations = kThreadSanitizer ? 1000 : 20000;  // in one thread
 
 // std::mt19937 gives the same numbers everywhere; the distributions of <random> do not.
 class Mutator {

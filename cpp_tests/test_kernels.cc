@@ -35,7 +35,7 @@ class KernelsTest : public testing::TestWithParam<const Kernels*> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(available_kernels()), isa_name);
+INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(tables_under_test()), isa_name);
 
 TEST_P(KernelsTest, RmsNormEqualsTwin) {
   for (int64_t n : kSizes) {
