@@ -154,7 +154,7 @@ void attention(const Kernels& kernels, std::span<const AttentionJob> jobs, int64
   const Shape shape{kernels, kernel, heads, kv_heads, head_dim};
   int64_t flops = 0;
   for (const AttentionJob& job : jobs) flops += 4 * job.rows * job.keys * heads * head_dim;
-  threads = worth_threads(threads, flops);
+  threads = worth_threads(threads, flops / kernel.speed);
   const std::vector<Task> tasks = split(jobs, shape, threads);
   for (const AttentionJob& job : jobs) charge(job, shape, kv);
   parallel_for(static_cast<int64_t>(tasks.size()), threads,

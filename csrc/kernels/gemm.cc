@@ -47,6 +47,12 @@ void check(const Kernels& kernels, const Activations& a, int64_t first, int64_t 
                  ", got ", w.panel(), " and ", name(w.dtype()));
 }
 
+// The threads a product is worth: it computes, and reads weights, a byte in the time of about four
+// operations.
+int threads_for(const Matrix& w, const Product& product, int64_t flops, int threads) {
+  return worth_threads(threads, flops / product.speed + 4 * w.size_bytes());
+}
+
 // Memory of one thread: sums [rows of a task, panel] of float, or int32 for int8.
 struct Scratch {
   Buffer<float> sums, other;
@@ -246,7 +252,7 @@ void for_tasks(const Rows& all, int64_t flops, int threads, Task&& task) {
   const int64_t most =
       panels < 4 * threads ? product.row_block : rows_of_task(product, all.rows, all.w.words());
   const int64_t blocks = ceil_div(all.rows, most);
-  threads = worth_threads(threads, flops);
+  threads = threads_for(all.w, product, flops, threads);
   const int64_t some = std::clamp<int64_t>(panels / (4 * threads), 1, kMostPanels);
   const int64_t groups = ceil_div(panels, some);
   const bool rows_inside = product.chunk == 0 && panels >= 4 * threads && blocks > 1;
@@ -323,7 +329,8 @@ void gemm(const Kernels& kernels, const Activations& a, int64_t first, const Mat
   const Rows all{kernels, a, w, first, c.rows};
   const int64_t panel = w.panel(), flops = 2 * c.rows * w.inputs() * w.outputs();
   if (ceil_div(w.outputs(), panel) < kFewPanels && w.words() > kChunkWords)
-    return gemm_in_chunks(all, c, write, worth_threads(threads, flops));
+    return gemm_in_chunks(all, c, write,
+                          threads_for(w, product_of(kernels, w.dtype()), flops, threads));
   const bool stream = write == Write::set && is_large(c);
   for_tasks(all, flops, threads,
             [&](const Rows& rows, int64_t begin, int64_t first_panel, int64_t end,

@@ -83,6 +83,7 @@ struct Product {
                  int8_t* out) = nullptr;
   int64_t word_step = 1, row_step = 1;
   int64_t row_block = 96;  // rows of one task
+  int64_t speed = 1;       // about how many times that of multiply-adds of floats
   // Not 0: every kBlockWords words of a panel are cut into even chunks of at most so many, each of
   // them into strips of 32 columns, and these into tiles [words / 16, 2][16 words, 16 columns,
   // inputs_per_word]. What a chunk adds to a sum is summed from 0; a Block is such kBlockWords.
@@ -124,6 +125,7 @@ struct AttentionBlock {
 struct Attention {
   Form form;  // of q; f32 (of bf16 K/V: rounded to it) or bf16_pairs
   int64_t word_step = 1, row_step = 1, scratch_rows = 48;
+  int64_t speed = 1;  // as in Product
   // Columns [offset, offset + D) of n rows of K and V, in panels of p columns; `room` is a multiple
   // of kKeyBlock and no less than n. What n lacks to kKeyBlock is 0 as far as `attend` reads it.
   //   keys: [room / p, words, p, inputs_per_word]

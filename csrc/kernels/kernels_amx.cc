@@ -205,6 +205,7 @@ const Product kBf16 = {.form = Form::bf16_pairs,
                        .word_step = kTile,
                        .row_step = 2 * kTile,
                        .row_block = 256,
+                       .speed = 8,
                        .chunk = kChunk};
 const Product kInt8 = {.form = Form::u8_quads,
                        .run = tile_product<Int8>,
@@ -212,6 +213,7 @@ const Product kInt8 = {.form = Form::u8_quads,
                        .word_step = kTile,
                        .row_step = 2 * kTile,
                        .row_block = 256,
+                       .speed = 16,
                        .chunk = kChunk};
 
 }  // namespace bicache::amx

@@ -311,6 +311,7 @@ const Attention kAttention = {.form = Form::bf16_pairs,
                               .word_step = kStepWords,
                               .row_step = kRows,
                               .scratch_rows = 4 * kRows,
+                              .speed = 4,
                               .pack = pack_pairs<kSide>,
                               .attend = attend};
 

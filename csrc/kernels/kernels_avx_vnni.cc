@@ -33,6 +33,7 @@ struct DotInt8 {
 }  // namespace
 
 extern const Product kInt8;
-const Product kInt8 = {.form = Form::u8_quads, .run = product<DotInt8>, .expand = expand<4>};
+const Product kInt8 = {
+    .form = Form::u8_quads, .run = product<DotInt8>, .expand = expand<4>, .speed = 4};
 
 }  // namespace bicache::avx_vnni
