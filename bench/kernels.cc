@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/buffer.h"
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/attention.h"
@@ -86,7 +87,8 @@ class Weights {
 };
 
 struct Inputs {  // of the largest layer
-  std::vector<float> a, c;
+  std::vector<float> a;
+  Buffer<float> c;  // as the engine has its own
   std::vector<bf16> weights;
 };
 
@@ -104,7 +106,8 @@ class GemmBench {
       weights = std::max(weights, k * n);
     }
     inputs_.a = random_floats(rows * inputs);
-    inputs_.c.resize(static_cast<size_t>(rows * outputs));
+    inputs_.c = Buffer<float>(rows * outputs);
+    std::fill(inputs_.c.data(), inputs_.c.data() + inputs_.c.size(), 0.0f);
     for (float x : random_floats(weights)) inputs_.weights.push_back(to_bf16(x));
   }
 
