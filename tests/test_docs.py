@@ -17,7 +17,7 @@ def test_readme_table_is_the_committed_measurement() -> None:
     script = ROOT / "bench" / "tables.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for document, tables in {"README.md": 5, "docs/measurements.md": 15}.items():
+    for document, tables in {"README.md": 5, "docs/measurements.md": 19}.items():
         assert (ROOT / document).read_text().count(": bench/tables.py -->") == tables
 
 
