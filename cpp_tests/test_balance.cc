@@ -26,9 +26,10 @@ struct Stored {
             static_cast<int64_t>(w.size()) / cols, cols};
   }
   Balance balanced(int threads = 2) const {
-    const StoredLayer layer = {attention_norm,     ffn_norm,         matrix(q, kDim),
-                               matrix(k, kDim),    matrix(v, kDim),  matrix(out, kDim),
-                               matrix(gate, kDim), matrix(up, kDim), matrix(down, kFfn)};
+    const StoredFfn ffn = {matrix(gate, kDim), matrix(up, kDim), matrix(down, kFfn)};
+    const StoredLayer layer = {
+        attention_norm,    ffn_norm, matrix(q, kDim), matrix(k, kDim), matrix(v, kDim),
+        matrix(out, kDim), {ffn}};
     return balance(matrix(embedding, kDim), {layer}, final_norm, matrix(head, kDim), threads);
   }
 };
@@ -45,7 +46,7 @@ TEST(Balance, LeavesAModelWithoutOutliersAlone) {
   const Balance b = Stored().balanced();
   expect_ones_but(b.layers[0].attention, -1);
   expect_ones_but(b.layers[0].ffn, -1);
-  expect_ones_but(b.layers[0].inner, -1);
+  expect_ones_but(b.layers[0].inner[0], -1);
   expect_ones_but(b.final, -1);
 }
 
@@ -57,9 +58,9 @@ TEST(Balance, TakesOnlyTheChannelThatStandsOutByAPowerOfTwo) {
   const Balance b = m.balanced();
   expect_ones_but(b.layers[0].attention, 3);
   expect_ones_but(b.layers[0].ffn, -1);
-  expect_ones_but(b.layers[0].inner, 5);
+  expect_ones_but(b.layers[0].inner[0], 5);
   expect_ones_but(b.final, 9);
-  for (const float s : {b.layers[0].attention[3], b.layers[0].inner[5], b.final[9]}) {
+  for (const float s : {b.layers[0].attention[3], b.layers[0].inner[0][5], b.final[9]}) {
     int exponent = 0;
     EXPECT_EQ(std::frexp(s, &exponent), 0.5f);
     EXPECT_GE(s, 4);
@@ -86,7 +87,7 @@ TEST(Balance, ZerosAreNotTouched) {
   m.down.assign(kDim * kFfn, 0);
   const Balance b = m.balanced();
   expect_ones_but(b.layers[0].attention, -1);
-  expect_ones_but(b.layers[0].inner, -1);
+  expect_ones_but(b.layers[0].inner[0], -1);
 }
 
 // Channels that carry nothing say nothing about the others' size, be that large or small.

@@ -137,17 +137,20 @@ TEST(Engine, BatchThreadsAndOrderDoNotMatter) {
 }
 
 TEST(Engine, OrderDoesNotMatter) {
-  TinyModel t;
-  const auto model = t.load();
-  auto requests = crowd(t);
-  std::erase_if(requests, [](const Request& r) {  // who was first is what that one is about
-    return r.policy->spec() == "naive:source=first_request";
-  });
-  const auto forwards = generate(engine(model), requests);
-  std::reverse(requests.begin(), requests.end());
-  const auto backwards = generate(engine(model), requests);
-  for (size_t i = 0; i < requests.size(); ++i) {
-    expect_same(backwards[requests.size() - 1 - i], forwards[i], std::to_string(i));
+  for (const char* family : {"llada", "dream", "llada-moe"}) {
+    TinyModel t;
+    t.family = family;
+    const auto model = t.load();
+    auto requests = crowd(t);
+    std::erase_if(requests, [](const Request& r) {  // who was first is what that one is about
+      return r.policy->spec() == "naive:source=first_request";
+    });
+    const auto forwards = generate(engine(model), requests);
+    std::reverse(requests.begin(), requests.end());
+    const auto backwards = generate(engine(model), requests);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      expect_same(backwards[requests.size() - 1 - i], forwards[i], family + std::to_string(i));
+    }
   }
 }
 

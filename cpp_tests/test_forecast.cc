@@ -25,13 +25,18 @@ const std::vector<std::string> kPolicies = {
     "bicache:depth=1+fast_dllm:mode=dual,block_start=fill",
     "naive+dllm_cache"};
 
+// `at_most`: the bytes of `b` may be less than those of `a`.
 void expect_same_work(const std::vector<Work>& a, const std::vector<Work>& b,
-                      const std::string& what) {
+                      const std::string& what, bool at_most = false) {
   ASSERT_EQ(a.size(), b.size()) << what;
   for (size_t l = 0; l < a.size(); ++l) {
     EXPECT_EQ(a[l].rows, b[l].rows) << what << " layer " << l;
     EXPECT_EQ(a[l].flops, b[l].flops) << what << " layer " << l;
-    EXPECT_EQ(a[l].bytes, b[l].bytes) << what << " layer " << l;
+    if (at_most) {
+      EXPECT_GE(a[l].bytes, b[l].bytes) << what << " layer " << l;
+    } else {
+      EXPECT_EQ(a[l].bytes, b[l].bytes) << what << " layer " << l;
+    }
   }
 }
 
@@ -43,8 +48,10 @@ void expect_foreseen(const Model& model, const Request& r, const Result& counted
   const Forecast f = forecast(shape, *r.policy, r.prefix,
                               static_cast<int64_t>(r.prompt.size()) - r.prefix, r.options, {});
   const std::string what = r.policy->spec();
-  expect_same_work(f.stats.work, counted.stats.work, what);
-  expect_same_work(f.stats.entry_work, counted.stats.entry_work, what + " entry");
+  // Which experts rows choose is known only where they choose all of them.
+  const bool at_most = shape.config.experts > shape.config.experts_per_row;
+  expect_same_work(f.stats.work, counted.stats.work, what, at_most);
+  expect_same_work(f.stats.entry_work, counted.stats.entry_work, what + " entry", at_most);
   EXPECT_EQ(f.stats.steps, counted.stats.steps) << what;
   EXPECT_EQ(f.stats.passes, counted.stats.passes) << what;
   EXPECT_EQ(f.stats.refreshes, counted.stats.refreshes) << what;
@@ -62,8 +69,14 @@ TEST(Forecast, EqualsWhatIsCounted) {
   normed.qk_norm = true;
   normed.vocab = 131;  // not a multiple of a panel
   shifted.shift = true;
+  TinyModel dream, illada, moe, all;
+  dream.family = "dream";
+  illada.family = "illada";
+  moe.family = all.family = "llada-moe";
+  all.top_k = all.experts = 3;
   for (const Kernels* kernels : tables_under_test(kSanitized)) {
-    for (const TinyModel& t : thinned<TinyModel>({normed, gqa, shifted})) {
+    for (const TinyModel& t :
+         thinned<TinyModel>({normed, dream, gqa, moe, shifted, illada, all})) {
       for (const auto& [dtype, kv] : {std::pair{DType::f32, DType::f32},
                                       {DType::f32, DType::bf16},
                                       {DType::bf16, DType::bf16},
@@ -74,6 +87,7 @@ TEST(Forecast, EqualsWhatIsCounted) {
         for (const std::string& spec : kPolicies) {
           for (const auto& [p, u, g] : {std::tuple{15, 5, 8}, {0, 9, 12}, {12, 1, 1}}) {
             Request r = request(t, spec, p, u, g, 1);
+            r.options.suppress_tokens = {t.mask()};  // a tied head likes what it saw
             const auto e = engine(model);
             expect_foreseen(*model, r, generate(e, {r})[0], *e);
           }

@@ -39,7 +39,7 @@ std::vector<float> step(const Model& m, RequestState& r, const Policy& policy, S
 
 StepInfo info(const TinyModel& t, int64_t step) {
   StepInfo s;
-  s.request = {t.layers, kP, kU, kG, t.shift ? 1 : 0};
+  s.request = {t.layers, kP, kU, kG, t.shift || t.family == "dream" ? 1 : 0};
   s.step = s.block_step = step;
   s.block = {kP + kU, kN};
   s.wanted = RowSet::span(kP + kU, kN);
@@ -87,7 +87,11 @@ std::vector<TinyModel> models() {
   mha.kv_heads = 4;
   normed.qk_norm = true;
   shifted.shift = true;
-  return {gqa, mha, normed, shifted};
+  TinyModel dream, illada, moe;
+  dream.family = "dream";
+  illada.family = "illada";
+  moe.family = "llada-moe";
+  return {gqa, mha, normed, shifted, dream, illada, moe};
 }
 
 // What K and V may be held in.
@@ -290,63 +294,75 @@ TEST(Forward, ObservingWithoutAnEntryIsAnError) {
 }
 
 TEST_P(ForwardKv, CountsExactlyThePlannedWork) {
-  TinyModel t;
-  const auto m = t.load(bicache::kernels(), DType::f32, kv);
-  RequestState r = m->make_request(canvas(t, 4), kP, Kept::everything(kN));
-  const RowSet all = RowSet::span(0, kN), rest = RowSet::span(5, kN);
-  run(*m, r, StepPlan::uniform(all, {}));
-  r.work.assign(r.work.size(), Work{});
-  const StepPlan plan{{{0, {all, all, {}}},
-                       {1, {rest, RowSet::span(5, 8), {{RowSet::span(10, 30), 6}}}},
-                       {3, {rest, rest, {}}}},
-                      RowSet::span(kP + kU, kN),
-                      false};
-  run(*m, r, plan);
-  const auto& c = m->config();
-  for (int l = 0; l < t.layers; ++l) {
-    const RowCount want = predicted_rows(plan, l);
-    const Work& w = r.work[l];
-    EXPECT_EQ(w.rows_of(Op::attention), want.recomputed) << l;
-    EXPECT_EQ(w.rows_of(Op::v) - w.rows_of(Op::attention), want.value_only) << l;
-    for (const Op op : {Op::q, Op::k, Op::attention_out, Op::gate, Op::up, Op::down}) {
-      EXPECT_EQ(w.rows_of(op), want.recomputed) << l;
+  for (const char* family : {"llada", "llada-moe"}) {
+    TinyModel t;
+    t.family = family;
+    const auto m = t.load(bicache::kernels(), DType::f32, kv);
+    RequestState r = m->make_request(canvas(t, 4), kP, Kept::everything(kN));
+    const RowSet all = RowSet::span(0, kN), rest = RowSet::span(5, kN);
+    run(*m, r, StepPlan::uniform(all, {}));
+    r.work.assign(r.work.size(), Work{});
+    const StepPlan plan{{{0, {all, all, {}}},
+                         {1, {rest, RowSet::span(5, 8), {{RowSet::span(10, 30), 6}}}},
+                         {3, {rest, rest, {}}}},
+                        RowSet::span(kP + kU, kN),
+                        false};
+    run(*m, r, plan);
+    const auto& c = m->config();
+    for (int l = 0; l < t.layers; ++l) {
+      const RowCount want = predicted_rows(plan, l);
+      const Work& w = r.work[l];
+      EXPECT_EQ(w.rows_of(Op::attention), want.recomputed) << l;
+      EXPECT_EQ(w.rows_of(Op::v) - w.rows_of(Op::attention), want.value_only) << l;
+      for (const Op op : {Op::q, Op::k, Op::attention_out}) {
+        EXPECT_EQ(w.rows_of(op), want.recomputed) << l;
+      }
+      const int64_t ffns = t.moe() ? t.top_k : 1, experts = t.moe() ? t.experts : 0;
+      for (const Op op : {Op::gate, Op::up, Op::down}) {
+        EXPECT_EQ(w.rows_of(op), ffns * want.recomputed) << l;
+      }
+      EXPECT_EQ(w.rows_of(Op::router), t.moe() ? want.recomputed : 0) << l;
+      const int64_t q = c.q_width(), kv = c.kv_width(), e = c.dim, rows = want.recomputed;
+      EXPECT_EQ(w.flops, 2 * rows * (2 * e * q + 2 * e * kv + (3 * ffns * c.ffn + experts) * e) +
+                             2 * want.value_only * e * kv + 4 * rows * kN * q);
     }
-    const int64_t q = c.q_width(), kv = c.kv_width(), e = c.dim, rows = want.recomputed;
-    EXPECT_EQ(w.flops, 2 * rows * (2 * e * q + 2 * e * kv + 3 * e * c.ffn) +
-                           2 * want.value_only * e * kv + 4 * rows * kN * q);
+    EXPECT_EQ(r.work[t.layers].rows_of(Op::head), kG);
+    EXPECT_EQ(r.work[t.layers].flops, 2 * kG * c.dim * c.vocab);
   }
-  EXPECT_EQ(r.work[t.layers].rows_of(Op::head), kG);
-  EXPECT_EQ(r.work[t.layers].flops, 2 * kG * c.dim * c.vocab);
 }
 
 TEST(Forward, ABatchOfDifferentLengthsEqualsEachAlone) {
   for (const Kernels* kernels : tables_under_test(kSanitized)) {
-    TinyModel t = big_enough_for_threads();
-    t.qk_norm = true;
-    const auto m = t.load(*kernels);
-    const std::vector<std::array<int64_t, 3>> shapes = {
-        {19, 6, 8}, {3, 1, 1}, {0, 40, 16}, {60, 2, 4}};
-    std::vector<StepPlan> plans;
-    std::vector<RequestState> together;
-    std::vector<std::vector<float>> alone;
-    for (size_t i = 0; i < shapes.size(); ++i) {
-      const auto [p, u, g] = shapes[i];
-      const int64_t n = p + u + g;
-      plans.push_back(StepPlan::uniform(RowSet::span(0, n), RowSet::span(p + u, n)));
-      RequestState r = m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {});
-      alone.push_back(run(*m, r, plans[i]));
-      together.push_back(m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {}));
-    }
-    for (const int threads : thinned<int>({4, 2, 1})) {
-      std::vector<Pass> batch;
-      for (size_t i = 0; i < shapes.size(); ++i)
-        batch.push_back({&together[i], &plans[i], nullptr, {}});
-      Workspace ws;
-      m->forward(batch, ws, threads);
+    for (const char* family : {"llada", "llada-moe"}) {
+      TinyModel t = big_enough_for_threads();
+      t.qk_norm = true;
+      t.family = family;
+      const auto m = t.load(*kernels);
+      const std::vector<std::array<int64_t, 3>> shapes = {
+          {19, 6, 8}, {3, 1, 1}, {0, 40, 16}, {60, 2, 4}};
+      std::vector<StepPlan> plans;
+      std::vector<RequestState> together;
+      std::vector<std::vector<float>> alone;
       for (size_t i = 0; i < shapes.size(); ++i) {
-        const View<float> l = batch[i].logits;
-        EXPECT_TRUE(same_bits({l.data, l.data + l.rows * l.cols}, alone[i]))
-            << kernels->isa << " request " << i;
+        const auto [p, u, g] = shapes[i];
+        const int64_t n = p + u + g;
+        plans.push_back(StepPlan::uniform(RowSet::span(0, n), RowSet::span(p + u, n)));
+        RequestState r = m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {});
+        alone.push_back(run(*m, r, plans[i]));
+        together.push_back(
+            m->make_request(canvas(t, 10 + static_cast<unsigned>(i), p, u, g), p, {}));
+      }
+      for (const int threads : thinned<int>({4, 2, 1})) {
+        std::vector<Pass> batch;
+        for (size_t i = 0; i < shapes.size(); ++i)
+          batch.push_back({&together[i], &plans[i], nullptr, {}});
+        Workspace ws;
+        m->forward(batch, ws, threads);
+        for (size_t i = 0; i < shapes.size(); ++i) {
+          const View<float> l = batch[i].logits;
+          EXPECT_TRUE(same_bits({l.data, l.data + l.rows * l.cols}, alone[i]))
+              << kernels->isa << " " << family << " request " << i;
+        }
       }
     }
   }
@@ -447,6 +463,29 @@ TEST(Forward, TapShowsEveryStage) {
   for (const char* name : {"residual", "q", "k", "v", "attention", "ffn"})
     EXPECT_EQ(seen[name], t.layers) << name;
   EXPECT_EQ(seen["logits"], 1);
+}
+
+// Experts see gathered rows: neither their number nor their neighbours show in a row's bits.
+TEST(Forward, ExpertsGiveARowTheSameBitsInAnyCompany) {
+  for (const Kernels* kernels : available_kernels()) {
+    for (const DType dtype : {DType::f32, DType::bf16, DType::int8, DType::int4}) {
+      TinyModel t;
+      t.family = "llada-moe";
+      const auto m = t.load(*kernels, dtype);
+      const RowSet all = RowSet::span(0, kN), some = RowSet::of({2, 3, 11, kN - 4, kN - 1});
+      RequestState r = m->make_request(canvas(t, 8), 0, Kept::everything(kN));
+      const auto want = run(*m, r, StepPlan::uniform(all, all));
+      const auto got = run(*m, r, StepPlan::uniform(some, some));
+      const int64_t vocab = m->config().vocab;
+      int64_t at = 0;
+      some.for_each([&](int64_t row) {
+        EXPECT_EQ(std::memcmp(got.data() + at++ * vocab, want.data() + row * vocab,
+                              static_cast<size_t>(vocab) * sizeof(float)),
+                  0)
+            << kernels->isa << " " << name(dtype) << " row " << row;
+      });
+    }
+  }
 }
 
 }  // namespace

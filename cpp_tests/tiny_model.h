@@ -19,11 +19,64 @@ struct TinyModel {
   int layers = 4;
   int64_t dim = 32, heads = 4, kv_heads = 2, ffn = 40, vocab = 53, context = 128;
   bool qk_norm = false, shift = false;
+  std::string family = "llada";    // the others need no flag
+  int64_t experts = 5, top_k = 2;  // of "llada-moe"
   unsigned seed = 1;
   int32_t eot = -1;  // end of turn; -1: none
   int32_t mask() const { return static_cast<int32_t>(vocab) - 1; }
 
+  bool moe() const { return family == "llada-moe"; }
+
+  // config.json of a family that names its sizes as Qwen does.
+  std::string qwen_config() const {
+    const std::string kind =
+        family == "dream" ? R"("model_type": "Dream", "architectures": ["DreamModel"])"
+        : moe()
+            ? R"("model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "num_experts": )" +
+                  std::to_string(experts) + ", \"num_experts_per_tok\": " + std::to_string(top_k)
+            : R"("architectures": ["ILLaDAForCausalLM"], "tie_word_embeddings": true)";
+    return "{" + kind + R"(, "hidden_act": "silu", "hidden_size": )" + std::to_string(dim) +
+           ", \"num_attention_heads\": " + std::to_string(heads) +
+           ", \"num_key_value_heads\": " + std::to_string(kv_heads) +
+           ", \"num_hidden_layers\": " + std::to_string(layers) +
+           (moe() ? ", \"expert_intermediate_size\": " : ", \"intermediate_size\": ") +
+           std::to_string(ffn) + ", \"vocab_size\": " + std::to_string(vocab) +
+           ", \"max_position_embeddings\": " + std::to_string(context) +
+           ", \"rms_norm_eps\": 1e-06, \"rope_theta\": 500.0, \"mask_token_id\": " +
+           std::to_string(mask()) + ", \"eos_token_id\": 0}";
+  }
+
+  std::map<std::string, std::vector<int64_t>> qwen_shapes() const {
+    const int64_t d = dim / heads, kv = kv_heads * d;
+    std::map<std::string, std::vector<int64_t>> s = {{"model.embed_tokens.weight", {vocab, dim}},
+                                                     {"model.norm.weight", {dim}}};
+    if (family != "illada") s["lm_head.weight"] = {vocab, dim};
+    for (int l = 0; l < layers; ++l) {
+      const std::string layer = "model.layers." + std::to_string(l) + ".";
+      const std::string attention = layer + "self_attn.";
+      s[layer + "input_layernorm.weight"] = s[layer + "post_attention_layernorm.weight"] = {dim};
+      for (const char* which : {"q", "k", "v"}) {
+        const int64_t rows = *which == 'q' ? dim : kv;
+        s[attention + which + "_proj.weight"] = {rows, dim};
+        if (family == "dream") s[attention + which + "_proj.bias"] = {rows};
+      }
+      s[attention + "o_proj.weight"] = {dim, dim};
+      if (moe()) {
+        s[attention + "q_norm.weight"] = s[attention + "k_norm.weight"] = {d};
+        s[layer + "mlp.gate.weight"] = {experts, dim};
+      }
+      for (int64_t x = 0; x < (moe() ? experts : 1); ++x) {
+        const std::string mlp =
+            layer + "mlp." + (moe() ? "experts." + std::to_string(x) + "." : "");
+        s[mlp + "gate_proj.weight"] = s[mlp + "up_proj.weight"] = {ffn, dim};
+        s[mlp + "down_proj.weight"] = {dim, ffn};
+      }
+    }
+    return s;
+  }
+
   std::string config() const {
+    if (family != "llada") return qwen_config();
     const auto flag = [](bool x) { return x ? "true" : "false"; };
     return "{\"model_type\": \"llada\", \"block_type\": \"llama\", \"layer_norm_type\": \"rms\", "
            "\"activation_type\": \"silu\", \"rope\": true, \"d_model\": " +
@@ -39,6 +92,7 @@ struct TinyModel {
   }
 
   std::map<std::string, std::vector<int64_t>> shapes() const {
+    if (family != "llada") return qwen_shapes();
     const int64_t d = dim / heads, kv = kv_heads * d;
     std::map<std::string, std::vector<int64_t>> s = {
         {"wte.weight", {vocab, dim}}, {"ln_f.weight", {dim}}, {"ff_out.weight", {vocab, dim}}};
@@ -51,7 +105,9 @@ struct TinyModel {
       s[block + "ff_proj.weight"] = s[block + "up_proj.weight"] = {ffn, dim};
       s[block + "ff_out.weight"] = {dim, ffn};
     }
-    return s;
+    std::map<std::string, std::vector<int64_t>> stored;
+    for (const auto& [name, shape] : s) stored["model.transformer." + name] = shape;
+    return stored;
   }
 
   // Writes config.json and model.safetensors (float32) into `folder`.
@@ -75,7 +131,7 @@ struct TinyModel {
           norm ? 0.1f : (sharp ? 2.0f : 1.0f) / std::sqrt(static_cast<float>(shape[1]));
       for (int64_t i = 0; i < count; ++i)
         values.push_back((norm ? 1.0f : 0.0f) + scale * normal(rng));
-      header += (header.size() > 1 ? ", " : "") + ("\"model.transformer." + name) +
+      header += (header.size() > 1 ? ", " : "") + ("\"" + name) +
                 "\": {\"dtype\": \"F32\", \"shape\": [" + dims + "], \"data_offsets\": [" +
                 std::to_string(begin) + ", " + std::to_string(values.size() * 4) + "]}";
     }

@@ -12,9 +12,9 @@ import bicache
 import ml_dtypes
 import numpy as np
 import pytest
+from families import BOS, EOS, LLADA_KEYS, MASK, UNKNOWN, add_family, family_config, stored_name
 from safetensors.numpy import save_file
 
-EOS, BOS, MASK, UNKNOWN = range(4)
 SPECIAL = ("<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>", "<|unknown|>")
 
 TinyCheckpoint = Callable[..., Path]
@@ -89,10 +89,8 @@ def llada_config(
     return config
 
 
-def llada_weights(
-    config: dict[str, Any], *, seed: int, scale: float, dtype: str
-) -> dict[str, np.ndarray]:
-    """Random weights under LLaDA's names, such that a unit-norm row keeps its size.
+def random_weights(config: dict[str, Any], *, seed: int, scale: float) -> dict[str, np.ndarray]:
+    """Random weights under LLaDA's short names, such that a unit-norm row keeps its size.
 
     `scale` is the standard deviation of the attention scores: at 3, softmax is peaked, so that
     a wrong RoPE, scale or head mapping changes the logits by far more than rounding does.
@@ -129,8 +127,7 @@ def llada_weights(
         weights |= {f"blocks.{layer}.{name}.weight": w for name, w in block.items()}
     weights["ff_out.weight"] = matrix(ids, e, 2 * e**-0.5)
     weights["ff_out.weight"][[BOS, MASK, UNKNOWN]] = 0  # never the most likely ones
-    kind = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}[dtype]
-    return {f"model.transformer.{name}": w.astype(kind) for name, w in weights.items()}
+    return weights
 
 
 def write_tokenizer(folder: Path, vocab: int) -> None:
@@ -152,14 +149,18 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     """Factory of checkpoint folders; the same parameters give the same folder (do not change it).
 
-    Keyword parameters: layers, dim, heads, kv_heads (default: heads), ffn, vocab, embeddings
-    (default: vocab), context, qk_norm, shift, dtype ("f32" or "bf16"), seed, scale (of attention
-    scores), tokenizer (also write tokenizer.json).
+    Keyword parameters: family (of families.py), experts and top_k ("llada-moe" only), layers, dim,
+    heads, kv_heads (default: heads), ffn, vocab, embeddings (default: vocab), context, qk_norm,
+    shift ("llada" only, as embeddings and qk_norm), dtype ("f32" or "bf16"), seed, scale (of
+    attention scores), tokenizer (also write tokenizer.json).
     """
     made: dict[str, Path] = {}
 
     def make(
         *,
+        family: str = "llada",
+        experts: int = 8,
+        top_k: int = 3,
         layers: int = 2,
         dim: int = 32,
         heads: int = 4,
@@ -184,13 +185,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
             vocab=vocab,
             embeddings=embeddings or vocab,
             context=context,
-            qk_norm=qk_norm,
+            qk_norm=qk_norm or family == "llada-moe",
             shift=shift,
         )
+        sizes = {size: config[key] for size, key in LLADA_KEYS.items()}
+        if family == "llada-moe":
+            sizes |= {"experts": experts, "top_k": top_k}
+        weighed = config
+        if family != "llada":
+            config = family_config(family, sizes)
         key = json.dumps([config, dtype, seed, scale, tokenizer])
         if key not in made:
             folder = tmp_path_factory.mktemp("checkpoint")
-            weights = llada_weights(config, seed=seed, scale=scale, dtype=dtype)
+            weights = random_weights(weighed, seed=seed, scale=scale)
+            if family != "llada":
+                weights = add_family(family, weights, sizes, seed)
+            kind = {"f32": np.float32, "bf16": ml_dtypes.bfloat16}[dtype]
+            weights = {stored_name(family, name): w.astype(kind) for name, w in weights.items()}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             (folder / "config.json").write_text(json.dumps(config, indent=2))
             if tokenizer:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from families import FAMILIES, family_of, short_names
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,11 +37,15 @@ class Knobs:
     qk_norm: bool | None = None
     shift: bool | None = None
     causal: bool = False
+    bias: bool = True
+    top_k: int | None = None  # experts of a row
+    renormalise: bool = False  # the weights of a row's experts add up to 1
+    sigmoid: bool = False  # in place of softmax over the experts
     swap_gate: bool = False  # gate and up projections exchanged
 
 
 class Llada:
-    """The model of one checkpoint folder, without any cache."""
+    """The model of one checkpoint folder of any family, without any cache."""
 
     def __init__(
         self, folder: Path, dtype: torch.dtype = torch.float64, knobs: Knobs | None = None
@@ -48,24 +53,36 @@ class Llada:
         c = json.loads((folder / "config.json").read_text())
         self.knobs = k = knobs or Knobs()
         self.dtype = dtype
-        self.layers, self.dim, self.heads = c["n_layers"], c["d_model"], c["n_heads"]
-        self.kv_heads = c.get("n_kv_heads") or self.heads
-        self.head_dim, self.vocab = self.dim // self.heads, c["vocab_size"]
+        name = family_of(c)
+        family = FAMILIES[name]
+        size = {x: c.get(key) for x, key in family.keys.items()}
+        self.layers, self.dim, self.heads = size["layers"], size["dim"], size["heads"]
+        self.kv_heads = size["kv_heads"] or self.heads
+        self.head_dim, self.vocab = self.dim // self.heads, size["vocab"]
+        self.experts = size.get("experts", 0)
+        self.top_k = size.get("top_k", 0) if k.top_k is None else k.top_k
         self.eps = c["rms_norm_eps"] if k.eps is None else k.eps
         self.theta = c["rope_theta"] if k.theta is None else k.theta
         self.scale = 1 / math.sqrt(self.head_dim) if k.scale is None else k.scale
-        self.qk_norm = c.get("qk_layernorm", False) if k.qk_norm is None else k.qk_norm
-        self.shift = c.get("shift_logits", False) if k.shift is None else k.shift
+        qk_norm = c.get("qk_layernorm", False)
+        shift = c.get("shift_logits", family.flags.get("shift", False))
+        self.qk_norm = qk_norm if k.qk_norm is None else k.qk_norm
+        self.shift = shift if k.shift is None else k.shift
         self.mask: int = c["mask_token_id"]
         self.eos: int | None = c.get("eos_token_id")
         self.eot: int | None = c.get("eot_token_id")
         # Per attention that ran: the largest probability, mean over rows and heads.
         self.peaks: list[float] = []
+        # Smallest distance of an expert's logit that was among a row's best to one that was not.
+        self.routing_gap = math.inf
+        short = short_names(name, self.layers, self.experts)
         self.weights = {
-            name.removeprefix("model.transformer."): t.to(dtype)
+            short[stored]: t.to(dtype)
             for file in sorted(folder.glob("*.safetensors"))
-            for name, t in load_file(file).items()
+            for stored, t in load_file(file).items()
         }
+        if c.get("tie_word_embeddings"):
+            self.weights["ff_out.weight"] = self.weights["wte.weight"]
 
     def weight(self, name: str, layer: int | None = None) -> Tensor:
         return self.weights[f"{name if layer is None else f'blocks.{layer}.{name}'}.weight"]
@@ -87,6 +104,9 @@ class Llada:
     def project(self, layer: int, which: str, x: Tensor) -> Tensor:
         """q, k or v [heads, R, D] of the rows x [R, E], before RoPE."""
         y = self.product(self.norm(x, self.weight("attn_norm", layer)), f"{which}_proj", layer)
+        bias = self.weights.get(f"blocks.{layer}.{which}_proj.bias")
+        if bias is not None and self.knobs.bias:
+            y = y + bias
         y = y.reshape(len(x), -1, self.head_dim).transpose(0, 1)
         if self.qk_norm and which != "v":
             y = self.norm(y, self.weight(f"{which}_norm", layer))
@@ -126,10 +146,30 @@ class Llada:
 
     def ffn(self, layer: int, x: Tensor) -> Tensor:
         n = self.norm(x, self.weight("ff_norm", layer))
-        gate, up = self.product(n, "ff_proj", layer), self.product(n, "up_proj", layer)
+        return self.mixture(layer, n) if self.experts else self.swiglu(layer, n)
+
+    def swiglu(self, layer: int, n: Tensor, where: str = "") -> Tensor:
+        gate, up = (self.product(n, f"{where}{x}", layer) for x in ("ff_proj", "up_proj"))
         if self.knobs.swap_gate:
             gate, up = up, gate
-        return self.product(F.silu(gate) * up, "ff_out", layer)
+        return self.product(F.silu(gate) * up, f"{where}ff_out", layer)
+
+    def mixture(self, layer: int, n: Tensor) -> Tensor:
+        """A row's FFN: its `top_k` most probable experts, weighted by their probabilities."""
+        logits = n @ self.weight("router", layer).T
+        best = logits.sort(-1, descending=True).values
+        if self.top_k < self.experts:
+            gaps = best[:, self.top_k - 1] - best[:, self.top_k]
+            self.routing_gap = min(self.routing_gap, gaps.min().item())
+        chance = torch.sigmoid(logits) if self.knobs.sigmoid else torch.softmax(logits, -1)
+        weight = torch.where(logits >= best[:, self.top_k - 1 : self.top_k], chance, 0.0)
+        if self.knobs.renormalise:
+            weight = weight / weight.sum(-1, keepdim=True)
+        y = torch.zeros_like(n)
+        for x in range(self.experts):
+            rows = weight[:, x].nonzero().flatten()
+            y[rows] += weight[rows, x, None] * self.swiglu(layer, n[rows], f"experts.{x}.")
+        return y
 
     def block(self, layer: int, x: Tensor, first: int, lent: KV | None = None) -> tuple[Tensor, KV]:
         """Rows x at positions first, first + 1, ...; `lent`: K and V of the rows before them.

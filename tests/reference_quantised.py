@@ -80,24 +80,31 @@ def balance(model: Llada) -> None:
     w = model.weights
     residual = model.weight("wte").square().mean(0)  # mean squares, as weights foretell them
 
-    def site(norm: str, readers: list[str]) -> None:
+    def site(norm: str, readers: list[str], exact: tuple[str, ...] = ()) -> None:
         most = torch.stack([w[name].abs().amax(0) for name in readers]).amax(0)
         factors = channel_factors(w[norm].abs() * residual.sqrt(), most)
         w[norm] = w[norm] / factors
-        for name in readers:
+        for name in (*readers, *exact):
             w[name] = w[name] * factors
 
     for layer in range(model.layers):
         names = {x: f"blocks.{layer}.{x}.weight" for x in LAYER}
-        gate, up, down = (names[x] for x in ("ff_proj", "up_proj", "ff_out"))
+        where = [f"experts.{x}." for x in range(model.experts)] or [""]
+        router = (f"blocks.{layer}.router.weight",) if model.experts else ()
         site(names["attn_norm"], [names[x] for x in ("q_proj", "k_proj", "v_proj")])
         residual = residual + w[names["attn_out"]].square().sum(1)
-        written = w[down].square().sum(1)
-        size = [(w[x] * w[names["ff_norm"]]).square().sum(1).sqrt() for x in (gate, up)]
-        inner = channel_factors(size[0] * size[1], w[down].abs().amax(0))
-        w[up] = w[up] / inner[:, None]
-        w[down] = w[down] * inner
-        site(names["ff_norm"], [gate, up])
+        written, readers = torch.zeros_like(residual), []
+        for x in where:
+            gate, up, down = (
+                f"blocks.{layer}.{x}{part}.weight" for part in ("ff_proj", "up_proj", "ff_out")
+            )
+            written += w[down].square().sum(1) / len(where)
+            size = [(w[x] * w[names["ff_norm"]]).square().sum(1).sqrt() for x in (gate, up)]
+            inner = channel_factors(size[0] * size[1], w[down].abs().amax(0))
+            w[up] = w[up] / inner[:, None]
+            w[down] = w[down] * inner
+            readers += [gate, up]
+        site(names["ff_norm"], readers, router)
         residual = residual + written
     site("ln_f.weight", ["ff_out.weight"])
 
@@ -127,6 +134,8 @@ class Rounded(Llada):
         balance(self)
 
     def held(self, name: str, w: Tensor) -> Tensor:
+        if name.endswith("router.weight"):
+            return w
         if self.arithmetic == "bf16" or name == "wte.weight":
             return half(w)
         # The output head is small beside the layers, and its errors are nobody's to average out.

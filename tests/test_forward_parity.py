@@ -26,6 +26,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "shift": MHA | {"shift": True},
     "odd": MHA | {"dim": 30, "heads": 5, "kv_heads": 1, "ffn": 37, "vocab": 53},
     "wide": MHA | {"layers": 2, "dim": 96, "heads": 3, "kv_heads": 3, "ffn": 131, "vocab": 257},
+    "dream": MHA | {"family": "dream", "heads": 8, "kv_heads": 2},
+    "illada": MHA | {"family": "illada", "kv_heads": 2},
+    "moe": MHA | {"family": "llada-moe"},
+    "moe, gqa": MHA | {"family": "llada-moe", "kv_heads": 2, "ffn": 17, "experts": 5, "top_k": 2},
+    "moe, all": MHA | {"family": "llada-moe", "experts": 3, "top_k": 3},
     "least": MHA | {"layers": 1, "dim": 2, "heads": 1, "kv_heads": 1, "ffn": 1, "vocab": 5},
 }
 
@@ -43,6 +48,7 @@ def check(folder: Path, count: int, seed: int = 0, **settings: object) -> None:
     ids = random_tokens(count, model, seed)
     ids[count // 2 :: 3] = model.mask
     expected = model.forward(ids)
+    assert model.routing_gap > 1e-5, "a near tie of experts: another seed"
     if count > 8 and model.dim > 2:
         assert np.mean(model.peaks) > 0.5, "attention is not peaked: an error in it would not show"
     llm = bicache.LLM(folder, **({"threads": 1} | settings))
@@ -121,6 +127,13 @@ MUTANTS: dict[str, tuple[Knobs, str, dict[str, Any]]] = {
     "no shift": (Knobs(shift=False), "shift", {}),
     "causal": (Knobs(causal=True), "gqa", {}),
     "gate and up": (Knobs(swap_gate=True), "gqa", {}),
+    "no biases": (Knobs(bias=False), "dream", {}),
+    "Dream without shift": (Knobs(shift=False), "dream", {}),
+    "heads without norm": (Knobs(qk_norm=False), "moe", {}),
+    "an expert less": (Knobs(top_k=2), "moe", {}),
+    "experts that add up to 1": (Knobs(renormalise=True), "moe", {}),
+    "sigmoid over experts": (Knobs(sigmoid=True), "moe", {}),
+    "gate and up of experts": (Knobs(swap_gate=True), "moe", {}),
 }
 
 

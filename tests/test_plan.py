@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "shift": {"shift": True},
     "qk_norm, bf16": {"qk_norm": True, "dtype": "bf16"},
+    "dream": {"family": "dream"},
 }
 PREFIX, OWN = 21, 6
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from parity import Maker
 from parity import tokens as random_tokens
 from reference import Llada
 from reference_quantised import Rounded
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 DTYPES = ("bf16", "int8", "int4")
@@ -39,6 +41,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gqa, shift": MHA | {"heads": 8, "kv_heads": 2, "shift": True},
     "qk_norm": MHA | {"kv_heads": 2, "qk_norm": True},
     "odd": MHA | {"dim": 30, "heads": 5, "kv_heads": 1, "ffn": 37, "vocab": 53},
+    "dream": MHA | {"family": "dream", "heads": 8, "kv_heads": 2},
+    "illada": MHA | {"family": "illada", "kv_heads": 2},
+    "moe": MHA | {"family": "llada-moe"},
     "wide": MHA | {"layers": 2, "dim": 96, "heads": 3, "kv_heads": 3, "ffn": 131, "vocab": 257},
 }
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
@@ -202,6 +207,34 @@ def test_outliers_do_harm_unless_balanced(
     assert unbalanced > 3 * balanced
     found = bicache.LLM(folder, dtype=dtype, threads=1).forward(ids.numpy())
     assert error(torch.tensor(found)) < 1.2 * balanced
+
+
+def test_outliers_of_a_mixture(
+    tiny_checkpoint: Maker, copy_checkpoint: Callable[[Path], Path]
+) -> None:
+    # What is moved from a norm into the experts' weights moves into the router's as well.
+    folder = copy_checkpoint(tiny_checkpoint(**SHAPES["moe"], dtype="bf16", seed=37))
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(3):
+        norm = weights[f"model.layers.{layer}.post_attention_layernorm.weight"]
+        norm[7] *= 64
+        weights[f"model.layers.{layer}.mlp.gate.weight"][:, 7] /= 64
+        for expert in range(8):
+            inner = f"model.layers.{layer}.mlp.experts.{expert}."
+            for part in ("gate_proj", "up_proj"):
+                weights[f"{inner}{part}.weight"][:, 7] /= 64
+            weights[f"{inner}up_proj.weight"][expert] *= 64
+            weights[f"{inner}down_proj.weight"][:, expert] /= 64
+    save_file(weights, folder / "model.safetensors")
+    exact = Llada(folder)
+    ids = ids_of(exact, 40, 37)
+    for dtype in ("int8", "int4"):
+        model = Rounded(folder, dtype)
+        moved = exact.weight("router", 0) != model.weight("router", 0)
+        assert moved[:, 7].all() and not moved.all()
+        taps = taps_of(bicache.LLM(folder, dtype=dtype, threads=1), ids)
+        assert right(model, taps)
+        assert not right(Unbalanced(folder, dtype), taps)
 
 
 ISA_SCRIPT = """

@@ -40,7 +40,10 @@ void check_countable(const ModelConfig& c, const RequestInfo& r, int64_t steps, 
   const auto n = static_cast<double>(r.n()), e = static_cast<double>(c.dim),
              kv = static_cast<double>(c.kv_width()), q = static_cast<double>(c.q_width()),
              f = static_cast<double>(c.ffn), v = static_cast<double>(c.vocab);
-  const double row = 2 * c.layers * (2 * e * (q + kv) + 3 * e * f + 2 * n * q) + 2 * e * v;
+  const auto experts = static_cast<double>(c.experts),
+             ffns = static_cast<double>(std::max<int64_t>(c.experts_per_row, 1));
+  const double row =
+      2 * c.layers * (2 * e * (q + kv) + e * (3 * f * ffns + experts) + 2 * n * q) + 2 * e * v;
   const double most = branches * n * row * (2 * static_cast<double>(steps) + 1);
   require(most < 0x1p63, "[plan] FLOPs: expected a number below 2^63, got up to ", most);
 }

@@ -273,4 +273,13 @@ void Activations::set(int64_t row, int64_t first, int64_t n, const float* x) {
   std::fill(floats + end, std::max(floats + end, floats + last), 0.0f);
 }
 
+void Activations::copy(int64_t row, const Activations& from, int64_t from_row) {
+  internal_check(from.stride_ == stride_ && from.form_ == form_ && from.weights_ == weights_,
+                 "[gemm] activations: expected rows of ", stride_, " words for ", name(weights_),
+                 ", got ", from.stride_, " for ", name(from.weights_));
+  std::memcpy(data_.data() + row * stride_, from.row(from_row),
+              static_cast<size_t>(stride_) * sizeof(int32_t));
+  if (is_quantised(weights_)) scale_[row] = *from.scale(from_row);
+}
+
 }  // namespace bicache

@@ -80,6 +80,9 @@ class Activations {
   // all. `first` even; padding is written with the last ones.
   void set(int64_t row, int64_t first, int64_t n, const float* x);
 
+  // Row `row` = row `from_row` of `from`, which has the same inputs for weights of the same type.
+  void copy(int64_t row, const Activations& from, int64_t from_row);
+
   DType weights() const { return weights_; }
   int64_t rows() const { return rows_; }
   int64_t inputs() const { return inputs_; }

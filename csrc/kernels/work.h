@@ -10,7 +10,7 @@
 namespace bicache {
 
 // The matrix products of a forward pass, in order.
-enum class Op : uint8_t { q, k, v, attention, attention_out, gate, up, down, head, kCount };
+enum class Op : uint8_t { q, k, v, attention, attention_out, router, gate, up, down, head, kCount };
 
 // What one request cost in one layer (Op::head: in a slot of its own after the last layer).
 struct Work {

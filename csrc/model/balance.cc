@@ -91,10 +91,11 @@ std::vector<float> factors(const std::vector<double>& a, const std::vector<float
   return s;
 }
 
-// What a matrix adds to the mean squares of the residual, for inputs of equal size.
-void grow(std::vector<double>& r2, const StoredMatrix& m, int threads) {
+// What a matrix adds to the mean squares of the residual, for inputs of equal size, where `share`
+// of the rows pass it.
+void grow(std::vector<double>& r2, const StoredMatrix& m, double share, int threads) {
   const std::vector<double> norms = row_norms(m, {}, threads);
-  for (size_t j = 0; j < r2.size(); ++j) r2[j] += norms[j] * norms[j];
+  for (size_t j = 0; j < r2.size(); ++j) r2[j] += share * (norms[j] * norms[j]);
 }
 
 // A norm with weight g over a residual whose channels have mean squares r2, before columns of
@@ -111,20 +112,21 @@ LayerBalance balance_layer(const StoredLayer& w, std::vector<double>& r2, int th
   std::vector<float> columns(r2.size());
   for (const StoredMatrix* m : {&w.q, &w.k, &w.v}) column_maxima(*m, {}, threads, columns);
   b.attention = site(w.attention_norm, r2, columns);
-  grow(r2, w.attention_out, threads);
-
-  const auto ups = row_norms(w.up, w.ffn_norm, threads);
-  auto inner = row_norms(w.gate, w.ffn_norm, threads);
-  for (size_t i = 0; i < inner.size(); ++i) inner[i] *= ups[i];
-  columns.assign(inner.size(), 0);
-  column_maxima(w.down, {}, threads, columns);
-  b.inner = factors(inner, columns);
+  grow(r2, w.attention_out, 1, threads);
 
   columns.assign(r2.size(), 0);
-  column_maxima(w.gate, {}, threads, columns);
-  column_maxima(w.up, b.inner, threads, columns);
+  for (const StoredFfn& f : w.ffn) {
+    const auto ups = row_norms(f.up, w.ffn_norm, threads);
+    auto inner = row_norms(f.gate, w.ffn_norm, threads);
+    for (size_t i = 0; i < inner.size(); ++i) inner[i] *= ups[i];
+    std::vector<float> most(inner.size());
+    column_maxima(f.down, {}, threads, most);
+    b.inner.push_back(factors(inner, most));
+    column_maxima(f.gate, {}, threads, columns);
+    column_maxima(f.up, b.inner.back(), threads, columns);
+  }
   b.ffn = site(w.ffn_norm, r2, columns);
-  grow(r2, w.down, threads);
+  for (const StoredFfn& f : w.ffn) grow(r2, f.down, 1 / static_cast<double>(w.ffn.size()), threads);
   return b;
 }
 

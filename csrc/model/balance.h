@@ -25,16 +25,21 @@ struct StoredMatrix {
   void row(int64_t i, float* out) const;
 };
 
+struct StoredFfn {
+  StoredMatrix gate, up, down;
+};
+
 struct StoredLayer {
   std::vector<float> attention_norm, ffn_norm;  // [E]
-  StoredMatrix q, k, v, attention_out, gate, up, down;
+  StoredMatrix q, k, v, attention_out;
+  std::vector<StoredFfn> ffn;  // one, or one per expert
 };
 
 // Factors to divide by (norm weights, rows of `up`) and to multiply by (columns of what follows).
 struct LayerBalance {
-  std::vector<float> attention;  // [E]: attention_norm; q, k, v
-  std::vector<float> ffn;        // [E]: ffn_norm; gate, up
-  std::vector<float> inner;      // [F]: rows of up; down
+  std::vector<float> attention;           // [E]: attention_norm; q, k, v
+  std::vector<float> ffn;                 // [E]: ffn_norm; gate, up
+  std::vector<std::vector<float>> inner;  // [F] per FFN: rows of up; down
 };
 
 struct Balance {

@@ -1,8 +1,10 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/check.h"
+#include "model/families.h"
 
 namespace bicache {
 namespace {
@@ -43,18 +45,18 @@ class Reader {
     return v == nullptr ? fallback : v->boolean(where_, key);
   }
 
-  // The engine computes `expected` only.
-  void only(const char* key, bool expected) const {
-    require(boolean(key, expected) == expected, "[", where_, "] ", key, ": expected ",
-            expected ? "true" : "false", " (nothing else is supported), got ",
-            expected ? "false" : "true");
+  // What the engine computes, or an error.
+  void only(const Only& o) const {
+    const Json* v = present(o.key);
+    if (v == nullptr && !o.required) return;
+    if (v == nullptr || !equal(*v, o)) {
+      fail("[", where_, "] ", o.key, ": expected ", text(o), " (nothing else is supported), got ",
+           v == nullptr ? "nothing" : text(*v));
+    }
   }
-  void only(const char* key, const char* expected) const {
-    const Json* v = present(key);
-    require(v != nullptr, "[", where_, "] ", key, ": expected \"", expected, "\", got nothing");
-    const std::string& x = v->string(where_, key);
-    require(x == expected, "[", where_, "] ", key, ": expected \"", expected,
-            "\" (nothing else is supported), got \"", x, "\"");
+
+  bool flag(const Flag& f) const {
+    return f.key == nullptr ? f.fallback : boolean(f.key, f.fallback);
   }
 
  private:
@@ -63,66 +65,130 @@ class Reader {
     return v == nullptr || v->is_null() ? nullptr : v;
   }
 
+  bool equal(const Json& v, const Only& o) const {
+    if (const auto* x = std::get_if<bool>(&o.value)) return v.boolean(where_, o.key) == *x;
+    if (const auto* x = std::get_if<double>(&o.value)) return v.number(where_, o.key) == *x;
+    if (const auto* x = std::get_if<const char*>(&o.value)) return v.string(where_, o.key) == *x;
+    if (!std::holds_alternative<Ones>(o.value)) return false;  // null, and `v` is not
+    const Json::Array& list = v.array(where_, o.key);
+    return std::all_of(list.begin(), list.end(),
+                       [&](const Json& x) { return x.number(where_, o.key) == 1; });
+  }
+  static std::string text(const Only& o) {
+    if (const auto* x = std::get_if<bool>(&o.value)) return *x ? "true" : "false";
+    if (const auto* x = std::get_if<double>(&o.value)) return cat(*x);
+    if (const auto* x = std::get_if<const char*>(&o.value)) return quote(*x);
+    return std::holds_alternative<Ones>(o.value) ? "only ones" : "null";
+  }
+  std::string text(const Json& v) const {
+    switch (v.kind()) {
+      case Json::Kind::boolean:
+        return v.boolean(where_) ? "true" : "false";
+      case Json::Kind::integer:
+      case Json::Kind::number:
+        return cat(v.number(where_));
+      case Json::Kind::string:
+        return quote(v.string(where_));
+      default:
+        return v.kind_name();
+    }
+  }
+
   const Json& json_;
   const std::string& where_;
 };
 
-// LLaDA's names (configuration_llada); the checks cover every switch of that file that changes the
-// arithmetic.
-ModelConfig parse_llada(const Reader& r, const std::string& where) {
-  // Where these are absent, LLaDA's own defaults are others.
-  r.only("block_type", "llama");
-  r.only("layer_norm_type", "rms");
-  r.only("activation_type", "silu");
-  require(r.boolean("rope", false), "[", where, "] rope: expected true, got false or nothing");
-  r.only("layer_norm_with_affine", true);
-  for (const char* key :
-       {"include_bias", "include_qkv_bias", "bias_for_layer_norm", "alibi", "attention_layer_norm",
-        "input_emb_norm", "scale_logits", "weight_tying"}) {
-    r.only(key, false);
-  }
-
+ModelConfig parse_as(const Family& f, const Reader& r, const std::string& where) {
+  for (const Only& o : f.only) r.only(o);
+  const ConfigKeys& k = f.keys;
   ModelConfig c;
-  c.family = "llada";
-  c.layers = static_cast<int>(r.integer("n_layers", Reader::kRequired, 1, 4096));
-  c.dim = r.integer("d_model", Reader::kRequired, 1, kMaxDim);
-  c.heads = r.integer("n_heads", Reader::kRequired, 1, kMaxDim);
-  const bool multi_query = r.boolean("multi_query_attention", false);
-  c.kv_heads = r.integer("n_kv_heads", multi_query ? 1 : c.heads, 1, kMaxDim);
-  c.ffn = r.integer("mlp_hidden_size", r.integer("mlp_ratio", 4, 1, 1024) * c.dim, 1, kMaxDim);
-  c.vocab = r.integer("vocab_size", Reader::kRequired, 1, kMaxDim);
-  c.embeddings = r.integer("embedding_size", c.vocab, 1, kMaxDim);
-  c.context = r.integer("max_sequence_length", Reader::kRequired, 1, kMaxDim);
-  c.norm_eps = static_cast<float>(r.number("rms_norm_eps", 1e-30, 1));
-  c.rope_theta = r.number("rope_theta", 1, 1e15);
-  c.qk_norm = r.boolean("qk_layernorm", false);
-  c.shift = r.boolean("shift_logits", false) ? 1 : 0;
-  require(c.dim % c.heads == 0, "[", where, "] n_heads: expected a divisor of d_model (", c.dim,
-          "), got ", c.heads);
-  require(c.heads % c.kv_heads == 0, "[", where, "] n_kv_heads: expected a divisor of n_heads (",
-          c.heads, "), got ", c.kv_heads);
+  c.family = f.name;
+  c.layers = static_cast<int>(r.integer(k.layers, Reader::kRequired, 1, 4096));
+  c.dim = r.integer(k.dim, Reader::kRequired, 1, kMaxDim);
+  c.heads = r.integer(k.heads, Reader::kRequired, 1, kMaxDim);
+  const bool multi_query = k.multi_query != nullptr && r.boolean(k.multi_query, false);
+  c.kv_heads = r.integer(k.kv_heads, multi_query ? 1 : c.heads, 1, kMaxDim);
+  const int64_t ffn =
+      k.ffn_ratio == nullptr ? Reader::kRequired : r.integer(k.ffn_ratio, 4, 1, 1024) * c.dim;
+  c.ffn = r.integer(k.ffn, ffn, 1, kMaxDim);
+  c.vocab = r.integer(k.vocab, Reader::kRequired, 1, kMaxDim);
+  c.embeddings = k.embeddings == nullptr ? c.vocab : r.integer(k.embeddings, c.vocab, 1, kMaxDim);
+  c.context = r.integer(k.context, Reader::kRequired, 1, kMaxDim);
+  c.norm_eps = static_cast<float>(r.number(k.norm_eps, 1e-30, 1));
+  c.rope_theta = r.number(k.rope_theta, 1, 1e15);
+  if (k.experts != nullptr) {
+    c.experts = r.integer(k.experts, Reader::kRequired, 1, 65536);
+    c.experts_per_row = r.integer(k.experts_per_row, Reader::kRequired, 1, c.experts);
+  }
+  c.qkv_bias = r.flag(f.qkv_bias);
+  c.qk_norm = r.flag(f.qk_norm);
+  c.shift = r.flag(f.shift) ? 1 : 0;
+  c.tied = r.flag(f.tied);
+  require(c.dim % c.heads == 0, "[", where, "] ", k.heads, ": expected a divisor of ", k.dim, " (",
+          c.dim, "), got ", c.heads);
+  require(c.heads % c.kv_heads == 0, "[", where, "] ", k.kv_heads, ": expected a divisor of ",
+          k.heads, " (", c.heads, "), got ", c.kv_heads);
   c.head_dim = c.dim / c.heads;
-  require(c.head_dim % 2 == 0, "[", where,
-          "] d_model / n_heads: expected an even head size for RoPE, got ", c.head_dim);
-  require(c.embeddings >= c.vocab, "[", where, "] embedding_size: expected at least vocab_size (",
-          c.vocab, "), got ", c.embeddings);
-  c.mask_token_id =
-      static_cast<int32_t>(r.integer("mask_token_id", Reader::kRequired, 0, c.embeddings - 1));
+  require(c.head_dim % 2 == 0, "[", where, "] ", k.dim, " / ", k.heads,
+          ": expected an even head size for RoPE, got ", c.head_dim);
+  r.integer("head_dim", c.head_dim, c.head_dim, c.head_dim);
+  require(c.embeddings >= c.vocab, "[", where, "] ", k.embeddings, ": expected at least ", k.vocab,
+          " (", c.vocab, "), got ", c.embeddings);
+  const int64_t mask = f.mask_token_id < 0 ? Reader::kRequired : f.mask_token_id;
+  c.mask_token_id = static_cast<int32_t>(r.integer("mask_token_id", mask, 0, c.embeddings - 1));
+  require(c.mask_token_id < c.embeddings, "[", where, "] ", k.vocab, ": expected more than ",
+          c.mask_token_id, ", the family's mask where mask_token_id is absent, got ", c.vocab);
   c.eos_token_id = static_cast<int32_t>(r.integer("eos_token_id", -1, 0, c.embeddings - 1));
   c.eot_token_id = static_cast<int32_t>(r.integer("eot_token_id", -1, 0, c.embeddings - 1));
   return c;
+}
+
+bool contains(const std::vector<const char*>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// The whole table, as an error lists it: "type or type (Architecture), ...".
+std::string known() {
+  std::string text;
+  const auto list = [&](const std::vector<const char*>& names) {
+    for (const char* name : names) text += cat(name == names[0] ? "" : " or ", name);
+  };
+  for (const Family& f : families()) {
+    text += text.empty() ? "" : ", ";
+    list(f.types);
+    text += " (";
+    list(f.architectures);
+    text += ")";
+  }
+  return text;
+}
+
+// The first row that agrees with all the file says of the two.
+const Family& find_family(const Json& json, const std::string& where) {
+  const Json *type = json.find("model_type"), *classes = json.find("architectures");
+  const bool typed = type != nullptr && !type->is_null();
+  const std::string* name = typed ? &type->string(where, "model_type") : nullptr;
+  const std::string* architecture = nullptr;
+  if (classes != nullptr && !classes->is_null()) {
+    const Json::Array& list = classes->array(where, "architectures");
+    if (!list.empty()) architecture = &list[0].string(where, "architectures");
+  }
+  for (const Family& f : families()) {
+    if (name == nullptr && architecture == nullptr) break;
+    if ((name == nullptr || contains(f.types, *name)) &&
+        (architecture == nullptr || contains(f.architectures, *architecture)))
+      return f;
+  }
+  fail("[", where, "] model_type and architectures: expected one of ", known(), "; got ",
+       name == nullptr ? "nothing" : quote(*name), " and ",
+       architecture == nullptr ? "nothing" : quote(*architecture));
 }
 
 }  // namespace
 
 ModelConfig ModelConfig::parse(const Json& json, const std::string& where) {
   json.object(where);
-  const Json* type = json.find("model_type");
-  require(type != nullptr, "[", where, "] model_type: expected \"llada\", got nothing");
-  const std::string& family = type->string(where, "model_type");
-  require(family == "llada", "[", where, "] model_type: expected one of llada, got \"", family,
-          "\"");
-  return parse_llada(Reader(json, where), where);
+  return parse_as(find_family(json, where), Reader(json, where), where);
 }
 
 }  // namespace bicache

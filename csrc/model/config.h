@@ -10,20 +10,24 @@
 namespace bicache {
 
 struct ModelConfig {
-  std::string family;      // "llada"
+  std::string family;      // one of families()
   int layers = 0;          // L
   int64_t dim = 0;         // E
   int64_t heads = 0;       // H
   int64_t kv_heads = 0;    // G
   int64_t head_dim = 0;    // D
-  int64_t ffn = 0;         // F
+  int64_t ffn = 0;         // F; with experts: of each of them
   int64_t vocab = 0;       // V: ids that can be predicted
   int64_t embeddings = 0;  // ids that can stand in a canvas, >= V
   int64_t context = 0;     // rows a canvas may have
   float norm_eps = 1e-5f;
   double rope_theta = 10000;
-  bool qk_norm = false;  // RMSNorm with weights [D] on every query and key head, before RoPE
-  int shift = 0;         // position i is predicted from row i - shift
+  int64_t experts = 0;  // FFNs of a layer, which a router chooses from; 0: one, and no router
+  int64_t experts_per_row = 0;  // how many of them run a row
+  bool tied = false;            // the output head is the embedding
+  bool qkv_bias = false;        // q, k and v have biases
+  bool qk_norm = false;         // RMSNorm with weights [D] on every query and key head, before RoPE
+  int shift = 0;                // position i is predicted from row i - shift
   int32_t mask_token_id = -1;
   int32_t eos_token_id = -1;  // -1: none
   int32_t eot_token_id = -1;  // end of turn; -1: none

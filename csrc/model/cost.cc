@@ -1,5 +1,8 @@
 #include "model/cost.h"
 
+#include <algorithm>
+
+#include "base/check.h"
 #include "model/weights.h"
 
 namespace bicache {
@@ -12,11 +15,26 @@ class Counter {
       : shape_(shape), requests_(requests), work_(work) {}
 
   void product(Op op, int64_t rows, int64_t outputs, int64_t inputs) {
-    const DType dtype = op == Op::head ? head_type(shape_.dtype) : shape_.dtype;
-    if (rows == 0) return;
-    work_.rows_of(op) += requests_ * rows;
-    work_.flops += 2 * requests_ * rows * outputs * inputs;
-    work_.bytes += Matrix::size_bytes(*shape_.kernels, shape_.backend, dtype, outputs, inputs);
+    const bool biased = shape_.config.qkv_bias && (op == Op::q || op == Op::k || op == Op::v);
+    const int64_t biases = biased ? outputs * static_cast<int64_t>(sizeof(float)) : 0;
+    const DType dtype = op == Op::head     ? head_type(shape_.dtype)
+                        : op == Op::router ? DType::f32
+                                           : shape_.dtype;
+    add(op, rows, 1, dtype, outputs, inputs, biases);
+  }
+
+  // The FFN of every row, or, by experts, of every row and expert that runs it.
+  void ffn(int64_t rows) {
+    const ModelConfig& c = shape_.config;
+    int64_t matrices = 1;
+    if (c.experts > 0) {
+      product(Op::router, rows, c.experts, c.dim);
+      rows *= c.experts_per_row;
+      matrices = std::min(c.experts, requests_ * rows);
+    }
+    add(Op::gate, rows, matrices, shape_.dtype, c.ffn, c.dim, 0);
+    add(Op::up, rows, matrices, shape_.dtype, c.ffn, c.dim, 0);
+    add(Op::down, rows, matrices, shape_.dtype, c.dim, c.ffn, 0);
   }
 
   void attention(int64_t rows, int64_t keys) {
@@ -37,6 +55,16 @@ class Counter {
   }
 
  private:
+  void add(Op op, int64_t rows, int64_t matrices, DType dtype, int64_t outputs, int64_t inputs,
+           int64_t biases) {
+    if (rows == 0) return;
+    work_.rows_of(op) += requests_ * rows;
+    work_.flops += 2 * requests_ * rows * outputs * inputs;
+    work_.bytes +=
+        matrices * Matrix::size_bytes(*shape_.kernels, shape_.backend, dtype, outputs, inputs) +
+        biases;
+  }
+
   const ModelShape& shape_;
   int64_t requests_;
   Work& work_;
@@ -49,14 +77,17 @@ int64_t ModelShape::weight_bytes() const {
   const auto matrix = [&](int64_t outputs, int64_t inputs, DType kept) {
     return Matrix::size_bytes(*kernels, backend, kept, outputs, inputs);
   };
+  const int64_t ffn = 2 * matrix(c.ffn, c.dim, dtype) + matrix(c.dim, c.ffn, dtype);
+  const int64_t router = c.experts > 0 ? matrix(c.experts, c.dim, DType::f32) : 0;
   const int64_t layer = 2 * matrix(c.kv_width(), c.dim, dtype) + matrix(c.q_width(), c.dim, dtype) +
-                        matrix(c.dim, c.q_width(), dtype) + 2 * matrix(c.ffn, c.dim, dtype) +
-                        matrix(c.dim, c.ffn, dtype);
+                        matrix(c.dim, c.q_width(), dtype) + router +
+                        checked_mul(std::max<int64_t>(c.experts, 1), ffn, "weights");
+  const int64_t biases = c.qkv_bias ? c.q_width() + 2 * c.kv_width() : 0;
   const int64_t norms = c.layers * (2 * c.dim + (c.qk_norm ? 2 * c.head_dim : 0)) + c.dim;
   return c.layers * layer + matrix(c.vocab, c.dim, head_type(dtype)) +
          c.embeddings * c.dim *
              bicache::size_bytes(dtype == DType::f32 ? DType::f32 : DType::bf16) +
-         norms * static_cast<int64_t>(sizeof(float));
+         (norms + c.layers * biases) * static_cast<int64_t>(sizeof(float));
 }
 
 std::vector<Work> predicted_work(const ModelShape& shape, const StepPlan& plan, int64_t n,
@@ -78,9 +109,7 @@ std::vector<Work> predicted_work(const ModelShape& shape, const StepPlan& plan, 
     count.project(observed, n, true);
     const int64_t rows = lp.fresh.size() + chosen + observed;
     count.product(Op::attention_out, rows, c.dim, c.q_width());
-    count.product(Op::gate, rows, c.ffn, c.dim);
-    count.product(Op::up, rows, c.ffn, c.dim);
-    count.product(Op::down, rows, c.dim, c.ffn);
+    count.ffn(rows);
   }
   Counter(shape, requests, work.back()).product(Op::head, plan.logits.size(), c.vocab, c.dim);
   return work;

@@ -23,7 +23,8 @@ struct ModelShape {
 
 // [L + 1], the last: the output head. Of a pass over `requests` requests of `n` rows each with this
 // plan. In a batch, rows and FLOPs stay each request's own; the bytes of the weights, read once,
-// are split by rows.
+// are split by rows. Experts: which of them rows choose is not known, so their bytes are the most
+// that so many rows can read; rows and FLOPs are exact.
 std::vector<Work> predicted_work(const ModelShape& shape, const StepPlan& plan, int64_t n,
                                  int64_t requests = 1);
 

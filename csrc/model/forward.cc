@@ -38,6 +38,7 @@ void Forward::begin() {
   ws_.normed.reserve(k_, model_.backend(), dtype, total_, c_.dim);
   ws_.mixed_in.reserve(k_, model_.backend(), dtype, total_, c_.q_width());
   ws_.gated.reserve(k_, model_.backend(), dtype, total_, c_.ffn);
+  reserve_experts();
   ws_.key_rows.resize(static_cast<size_t>(2 * total_));
 }
 
@@ -128,11 +129,13 @@ void Forward::norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at,
            [&](int64_t i) { norm_row(residual(rows[i]), weight, out, at + i); });
 }
 
-void Forward::norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row) {
+void Forward::norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row,
+                       Activations* also) {
   thread_local Buffer<float> y;
   y.reserve(c_.dim);
   k_.rms_norm(x, weight.data(), c_.norm_eps, c_.dim, y.data());
   out.set(row, y.data());
+  if (also != nullptr) also->set(row, y.data());
 }
 
 void Forward::multiply(const Matrix& w, const Activations& in, Buffer<float>& out, int64_t at,
@@ -211,17 +214,24 @@ void Forward::finish(int l, const RowRefs& rows, int64_t observed) {
     float* y = ws_.ffn.data() + i * e;  // x + attention
     std::memcpy(y, residual(rows[i]), static_cast<size_t>(e) * sizeof(float));
     k_.add(y, ws_.attention.data() + i * e, e);
-    norm_row(y, w.ffn_norm, ws_.normed, i);
+    norm_row(y, w.ffn_norm, ws_.normed, i, c_.experts > 0 ? &ws_.routed : nullptr);
   });
-  gemm_silu_mul(k_, ws_.normed, w.gate, w.up, n, ws_.gated, View<float>(ws_.gate.data(), n, c_.ffn),
-                threads_, shares(rows, l));
-  if (tap_) {
-    multiply(w.down, ws_.gated, ws_.ffn, 0, rows, l, Op::down);
+  if (c_.experts > 0) {
+    run_experts(l, rows);
+  } else {
+    const Ffn& ffn = w.ffn[0];
+    gemm_silu_mul(k_, ws_.normed, ffn.gate, ffn.up, n, ws_.gated,
+                  View<float>(ws_.gate.data(), n, c_.ffn), threads_, shares(rows, l));
+    if (tap_) {
+      multiply(ffn.down, ws_.gated, ws_.ffn, 0, rows, l, Op::down);
+    } else {
+      multiply(ffn.down, ws_.gated, ws_.attention, 0, rows, l, Op::down, Write::add);
+    }
+  }
+  if (c_.experts > 0 || tap_) {
     show(l, "ffn", ws_.ffn.data(), n - observed, e);
     for_rows(n, e,
              [&](int64_t i) { k_.add(ws_.attention.data() + i * e, ws_.ffn.data() + i * e, e); });
-  } else {
-    multiply(w.down, ws_.gated, ws_.attention, 0, rows, l, Op::down, Write::add);
   }
   for_rows(n, e, [&](int64_t i) {
     float* step = ws_.attention.data() + i * e;

@@ -63,6 +63,8 @@ class Forward {
   double cosine(const void* a, const void* b, DType type, int64_t n, double least) const;
   void attend(int l, const RowRefs& rows, std::span<const int64_t> sections);
   void finish(int l, const RowRefs& rows, int64_t observed);
+  void reserve_experts();
+  void run_experts(int l, const RowRefs& rows);
   void carry(int l, const RowRefs& rows);
   void predict();
 
@@ -76,7 +78,9 @@ class Forward {
 
   // Row at + i of `out` = norm of the residual of rows[i].
   void norm(const RowRefs& rows, const Buffer<float>& weight, int64_t at, Activations& out);
-  void norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row);
+  // Row `row` of `out`, and of `also` if there is one.
+  void norm_row(const float* x, const Buffer<float>& weight, Activations& out, int64_t row,
+                Activations* also = nullptr);
   // Rows [at, at + rows.size()) of `out` from those of `in`.
   void multiply(const Matrix& w, const Activations& in, Buffer<float>& out, int64_t at,
                 const RowRefs& rows, int l, Op op, Write write = Write::set);

@@ -35,16 +35,17 @@ std::shared_ptr<const Model> Model::load(const std::string& folder, Backend back
 
 std::string Model::fingerprint() const {
   const ModelConfig& c = config_;
-  const uint64_t facts[] = {weights_.hash,
-                            static_cast<uint64_t>(c.layers),
-                            static_cast<uint64_t>(c.heads),
-                            static_cast<uint64_t>(c.kv_heads),
-                            static_cast<uint64_t>(c.vocab),
-                            static_cast<uint64_t>(c.qk_norm),
-                            static_cast<uint64_t>(c.shift),
-                            static_cast<uint64_t>(c.mask_token_id),
-                            std::bit_cast<uint32_t>(c.norm_eps),
-                            std::bit_cast<uint64_t>(c.rope_theta)};
+  std::vector<uint64_t> facts = {weights_.hash,
+                                 static_cast<uint64_t>(c.layers),
+                                 static_cast<uint64_t>(c.heads),
+                                 static_cast<uint64_t>(c.kv_heads),
+                                 static_cast<uint64_t>(c.vocab),
+                                 static_cast<uint64_t>(c.qk_norm),
+                                 static_cast<uint64_t>(c.shift),
+                                 static_cast<uint64_t>(c.mask_token_id),
+                                 std::bit_cast<uint32_t>(c.norm_eps),
+                                 std::bit_cast<uint64_t>(c.rope_theta)};
+  if (c.experts > 0) facts.push_back(static_cast<uint64_t>(c.experts_per_row));
   const uint64_t all =
       hash_bytes(std::as_bytes(std::span(facts)), hash_bytes(std::as_bytes(std::span(c.family))));
   char text[17];

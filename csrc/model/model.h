@@ -43,6 +43,9 @@ struct Workspace {
   Activations mixed_in;                 // [R, H * D]: mixed, converted
   Buffer<float> attention, ffn;         // [R, E]
   Buffer<float> gate;                   // [R, F], quantised weights only
+  Activations routed, gathered;         // [R, E]: what the router sees; the rows of one expert
+  Buffer<float> router;                 // [R, experts]
+  Buffer<float> expert;                 // [R, E]: what one expert makes of its rows
   Activations gated;                    // [R, F]: silu(gate) * up
   Activations final_normed;             // [R, E] of the rows with logits
   Buffer<float> logits;                 // [R, V]

@@ -4,40 +4,16 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <set>
+#include <unordered_map>
 
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/parallel.h"
 #include "model/balance.h"
+#include "model/families.h"
 
 namespace bicache {
 namespace {
-
-// Where a family keeps its tensors; per layer, "N" is the layer's number.
-struct NameTable {
-  const char *embedding, *final_norm, *head;
-  const char *attention_norm, *ffn_norm, *q_norm, *k_norm, *q, *k, *v, *attention_out, *gate, *up,
-      *down;
-};
-
-// LLaDA's head and its FFN's down projection share the short name ff_out.
-constexpr NameTable kLlada = {
-    .embedding = "model.transformer.wte.weight",
-    .final_norm = "model.transformer.ln_f.weight",
-    .head = "model.transformer.ff_out.weight",
-    .attention_norm = "model.transformer.blocks.N.attn_norm.weight",
-    .ffn_norm = "model.transformer.blocks.N.ff_norm.weight",
-    .q_norm = "model.transformer.blocks.N.q_norm.weight",
-    .k_norm = "model.transformer.blocks.N.k_norm.weight",
-    .q = "model.transformer.blocks.N.q_proj.weight",
-    .k = "model.transformer.blocks.N.k_proj.weight",
-    .v = "model.transformer.blocks.N.v_proj.weight",
-    .attention_out = "model.transformer.blocks.N.attn_out.weight",
-    .gate = "model.transformer.blocks.N.ff_proj.weight",
-    .up = "model.transformer.blocks.N.up_proj.weight",
-    .down = "model.transformer.blocks.N.ff_out.weight",
-};
 
 // Buffers that some exporters store and nobody needs: they follow from the configuration.
 bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
@@ -110,19 +86,24 @@ class Loader {
     for (int l = 0; l < c_.layers; ++l) w.layers.push_back(layer(l, w.dtype));
     w.final_norm = vector(names_.final_norm, balance_.final);
     w.head =
-        matrix(names_.head, c_.vocab, c_.dim, head_type(w.dtype), {nullptr, data(balance_.final)});
+        matrix(head_name(), c_.vocab, c_.dim, head_type(w.dtype), {nullptr, data(balance_.final)});
     return w;
   }
 
  private:
   using Shape = std::vector<int64_t>;
 
-  static std::string at(const char* name, int layer) {
+  static std::string at(const char* name, int layer, int64_t expert = 0) {
     std::string text = name;
     if (const size_t n = text.find(".N."); n != std::string::npos)
       text.replace(n + 1, 1, std::to_string(layer));
+    if (const size_t n = text.find(".E."); n != std::string::npos)
+      text.replace(n + 1, 1, std::to_string(expert));
     return text;
   }
+  int64_t ffns() const { return std::max<int64_t>(c_.experts, 1); }
+
+  const char* head_name() const { return c_.tied ? names_.embedding : names_.head; }
 
   void expect(std::string name, Shape shape) {
     expected_.emplace_back(std::move(name), std::move(shape));
@@ -141,28 +122,34 @@ class Loader {
       expect(at(names_.q, l), {q, e});
       expect(at(names_.k, l), {kv, e});
       expect(at(names_.v, l), {kv, e});
+      if (c_.qkv_bias) {
+        expect(at(names_.q_bias, l), {q});
+        expect(at(names_.k_bias, l), {kv});
+        expect(at(names_.v_bias, l), {kv});
+      }
       expect(at(names_.attention_out, l), {e, q});
-      expect(at(names_.gate, l), {c_.ffn, e});
-      expect(at(names_.up, l), {c_.ffn, e});
-      expect(at(names_.down, l), {e, c_.ffn});
+      if (c_.experts > 0) expect(at(names_.router, l), {c_.experts, e});
+      for (int64_t x = 0; x < ffns(); ++x) {
+        expect(at(names_.gate, l, x), {c_.ffn, e});
+        expect(at(names_.up, l, x), {c_.ffn, e});
+        expect(at(names_.down, l, x), {e, c_.ffn});
+      }
     }
     expect(names_.final_norm, {e});
-    expect(names_.head, {c_.embeddings, e});
+    if (!c_.tied) expect(names_.head, {c_.embeddings, e});
 
-    std::set<std::string> known;
-    for (const auto& [name, shape] : expected_) known.insert(name);
+    for (const auto& [name, shape] : expected_) where_.emplace(name, where_.size());
     for (const std::string& name : checkpoint_.names()) {
-      require(known.contains(name) || is_derived(name), "[", checkpoint_.folder(), "] tensor ",
+      require(where_.contains(name) || is_derived(name), "[", checkpoint_.folder(), "] tensor ",
               name, ": expected only tensors of a ", c_.family,
               " model as config.json describes it (", c_.layers, " layers), got one more");
     }
   }
 
   const Tensor& find(const std::string& name) const {
-    const auto it = std::find_if(tensors_.begin(), tensors_.end(),
-                                 [&](const Tensor& t) { return t.name == name; });
-    internal_check(it != tensors_.end(), "[model] tensor ", name, " was not expected");
-    return *it;
+    const auto it = where_.find(name);
+    internal_check(it != where_.end(), "[model] tensor ", name, " was not expected");
+    return tensors_[it->second];
   }
 
   // Divided by `factors`, if there are any.
@@ -189,12 +176,19 @@ class Loader {
     };
     std::vector<StoredLayer> layers;
     for (int l = 0; l < c_.layers; ++l) {
-      layers.push_back({floats(at(names_.attention_norm, l)), floats(at(names_.ffn_norm, l)),
-                        stored(at(names_.q, l)), stored(at(names_.k, l)), stored(at(names_.v, l)),
-                        stored(at(names_.attention_out, l)), stored(at(names_.gate, l)),
-                        stored(at(names_.up, l)), stored(at(names_.down, l))});
+      layers.push_back({floats(at(names_.attention_norm, l)),
+                        floats(at(names_.ffn_norm, l)),
+                        stored(at(names_.q, l)),
+                        stored(at(names_.k, l)),
+                        stored(at(names_.v, l)),
+                        stored(at(names_.attention_out, l)),
+                        {}});
+      for (int64_t x = 0; x < ffns(); ++x) {
+        layers.back().ffn.push_back({stored(at(names_.gate, l, x)), stored(at(names_.up, l, x)),
+                                     stored(at(names_.down, l, x))});
+      }
     }
-    return balance(stored(names_.embedding), layers, floats(names_.final_norm), stored(names_.head),
+    return balance(stored(names_.embedding), layers, floats(names_.final_norm), stored(head_name()),
                    threads_);
   }
 
@@ -242,9 +236,7 @@ class Loader {
   LayerWeights layer(int l, DType kept) const {
     const int64_t e = c_.dim, q = c_.q_width(), kv = c_.kv_width();
     const LayerBalance b = balance_.layers.empty() ? LayerBalance{} : balance_.layers[l];
-    std::vector<float> inner_inverse;
-    for (const float s : b.inner) inner_inverse.push_back(1 / s);
-    const Factors attention = {nullptr, data(b.attention)}, ffn = {nullptr, data(b.ffn)};
+    const Factors attention = {nullptr, data(b.attention)};
     LayerWeights w;
     w.attention_norm = vector(at(names_.attention_norm, l), b.attention);
     w.ffn_norm = vector(at(names_.ffn_norm, l), b.ffn);
@@ -255,11 +247,26 @@ class Loader {
     w.q = matrix(at(names_.q, l), q, e, kept, attention);
     w.k = matrix(at(names_.k, l), kv, e, kept, attention);
     w.v = matrix(at(names_.v, l), kv, e, kept, attention);
+    if (c_.qkv_bias) {
+      w.q.set_bias(vector(at(names_.q_bias, l)));
+      w.k.set_bias(vector(at(names_.k_bias, l)));
+      w.v.set_bias(vector(at(names_.v_bias, l)));
+    }
     w.attention_out = matrix(at(names_.attention_out, l), e, q, kept);
-    w.gate = matrix(at(names_.gate, l), c_.ffn, e, kept, ffn);
-    w.up = matrix(at(names_.up, l), c_.ffn, e, kept, {data(inner_inverse), ffn.inputs});
-    w.down = matrix(at(names_.down, l), e, c_.ffn, kept, {nullptr, data(b.inner)});
+    if (c_.experts > 0)
+      w.router = matrix(at(names_.router, l), c_.experts, e, DType::f32, {nullptr, data(b.ffn)});
+    for (int64_t x = 0; x < ffns(); ++x) w.ffn.push_back(ffn(l, x, kept, b));
     return w;
+  }
+
+  Ffn ffn(int l, int64_t x, DType kept, const LayerBalance& b) const {
+    const int64_t e = c_.dim;
+    const std::vector<float> inner = b.inner.empty() ? std::vector<float>{} : b.inner[x];
+    std::vector<float> inverse;
+    for (const float s : inner) inverse.push_back(1 / s);
+    return {matrix(at(names_.gate, l, x), c_.ffn, e, kept, {nullptr, data(b.ffn)}),
+            matrix(at(names_.up, l, x), c_.ffn, e, kept, {data(inverse), data(b.ffn)}),
+            matrix(at(names_.down, l, x), e, c_.ffn, kept, {nullptr, data(inner)})};
   }
 
   const Checkpoint& checkpoint_;
@@ -269,6 +276,7 @@ class Loader {
   Backend backend_;
   int threads_;
   std::vector<std::pair<std::string, Shape>> expected_;
+  std::unordered_map<std::string, size_t> where_;  // of expected_ and tensors_
   std::vector<Tensor> tensors_;
   Balance balance_;  // quantised weights only
 };
@@ -280,8 +288,10 @@ int64_t Weights::size_bytes() const {
   for (const LayerWeights& w : layers) {
     for (const Buffer<float>* b : {&w.attention_norm, &w.ffn_norm, &w.q_norm, &w.k_norm})
       bytes += b->size_bytes();
-    for (const Matrix* m : {&w.q, &w.k, &w.v, &w.attention_out, &w.gate, &w.up, &w.down})
+    for (const Matrix* m : {&w.q, &w.k, &w.v, &w.attention_out, &w.router})
       bytes += m->size_bytes();
+    for (const Ffn& f : w.ffn)
+      bytes += f.gate.size_bytes() + f.up.size_bytes() + f.down.size_bytes();
   }
   return bytes;
 }
@@ -299,7 +309,8 @@ void Weights::embed(int32_t token, int64_t dim, float* x) const {
 Weights load_weights(const Checkpoint& checkpoint, const ModelConfig& config,
                      const Kernels& kernels, Backend backend, std::optional<DType> dtype,
                      int threads) {
-  return Loader(checkpoint, config, kLlada, kernels, backend, threads).load(dtype);
+  return Loader(checkpoint, config, family(config.family).names, kernels, backend, threads)
+      .load(dtype);
 }
 
 }  // namespace bicache

@@ -1,5 +1,4 @@
-// The weights of one model, packed for the kernels, and the name tables that say where a checkpoint
-// keeps them.
+// The weights of one model, packed for the kernels. families.h says where a checkpoint keeps them.
 #pragma once
 
 #include <optional>
@@ -11,14 +10,19 @@
 
 namespace bicache {
 
+struct Ffn {
+  Matrix gate, up;  // [F, E]
+  Matrix down;      // [E, F]
+};
+
 struct LayerWeights {
   Buffer<float> attention_norm, ffn_norm;  // [E]
   Buffer<float> q_norm, k_norm;            // [D]; empty without qk_norm
   Matrix q;                                // [H * D, E]
   Matrix k, v;                             // [G * D, E]
   Matrix attention_out;                    // [E, H * D]
-  Matrix gate, up;                         // [F, E]
-  Matrix down;                             // [E, F]
+  Matrix router;         // [experts, E], float32: it decides; without experts none
+  std::vector<Ffn> ffn;  // one, or one per expert
 };
 
 struct Weights {
@@ -27,7 +31,7 @@ struct Weights {
   Buffer<std::byte> embedding;  // [embeddings, E]
   std::vector<LayerWeights> layers;
   Buffer<float> final_norm;  // [E]
-  Matrix head;               // [V, E]
+  Matrix head;               // [V, E]; of a tied model packed from the embedding
   uint64_t hash = 0;         // of names, shapes, types and bytes as the checkpoint has them
 
   int64_t size_bytes() const;

@@ -10,9 +10,10 @@ from .checkpoint import Sidecar, resolve_path
 from .tokenizer import Tokenizer
 
 _SIZES = (
-    "family", "layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "vocab", "embeddings",
-    "context", "norm_eps", "rope_theta", "qk_norm", "shift", "mask_token_id", "eos_token_id",
-    "eot_token_id",
+    "family", "layers", "dim", "heads", "kv_heads", "head_dim", "ffn", "experts",
+    "experts_per_row", "vocab", "embeddings", "context", "norm_eps", "rope_theta", "tied",
+    "qkv_bias", "qk_norm", "shift",
+    "mask_token_id", "eos_token_id", "eot_token_id",
 )  # fmt: skip
 _F32_BYTES, _BF16_BYTES = 4, 2
 
@@ -73,12 +74,18 @@ def as_text(facts: dict[str, Any]) -> str:
         "path": facts["path"],
         "family": config["family"],
         "sizes": f"{config['layers']} layers, dim {config['dim']}, {config['heads']} heads "
-        f"({config['kv_heads']} for K/V) of {config['head_dim']}, ffn {config['ffn']}",
+        f"({config['kv_heads']} for K/V) of {config['head_dim']}, ffn {config['ffn']}"
+        + (
+            f", {config['experts']} experts ({config['experts_per_row']} a row)"
+            if config["experts"]
+            else ""
+        ),
         "vocabulary": f"{config['vocab']} ids, mask {config['mask_token_id']}, "
         f"end of text {config['eos_token_id']}, end of turn {config['eot_token_id']}",
         "context": f"{config['context']} tokens",
         "details": f"norm eps {config['norm_eps']:.3g}, RoPE theta {config['rope_theta']:g}, "
-        f"QK norm {'yes' if config['qk_norm'] else 'no'}, logit shift {config['shift']}",
+        f"QK norm {_yes(config['qk_norm'])}, QKV biases {_yes(config['qkv_bias'])}, "
+        f"tied embeddings {_yes(config['tied'])}, logit shift {config['shift']}",
         "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
         f"{bytes_text(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
         "weight memory": ", ".join(
@@ -96,6 +103,10 @@ def as_text(facts: dict[str, Any]) -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
 
 
 def _settings(values: dict[str, Any]) -> str:
