@@ -255,5 +255,32 @@ TEST(Sampler, SuppressedTokensAreNeverChosen) {
   EXPECT_NEAR(commits[0].confidence, std::exp(1.) / (1 + std::exp(1.)), 1e-6);
 }
 
+// The most probable id has no token; probabilities are of those that have one.
+TEST(Sampler, IdsWithoutATokenAreNotSampled) {
+  ModelConfig c;
+  c.vocab = 4;
+  const std::vector<float> logits = {0, 1, 2, 9};
+  for (const char* rule : {"low_confidence", "maskgit_plus", "entropy", "topk_margin"}) {
+    for (const double temperature : {0.0, 3.0}) {
+      GenerationOptions o;
+      o.remasking = rule;
+      o.temperature = temperature;
+      o.resolve();
+      c.known_ids = 3;
+      auto x = logits;
+      const Commit known =
+          Sampler(c, o).sample(kernels(), {x.data(), 1, 4}, {5}, {0, 0, 1}, 1, 1).at(0);
+      EXPECT_LT(known.token, 3);
+      c.known_ids = 0;
+      o.suppress_tokens = {3};
+      x = logits;
+      const Commit banned =
+          Sampler(c, o).sample(kernels(), {x.data(), 1, 4}, {5}, {0, 0, 1}, 1, 1).at(0);
+      EXPECT_EQ(known.token, banned.token);
+      EXPECT_FLOAT_EQ(known.confidence, banned.confidence);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bicache

@@ -68,7 +68,8 @@ constexpr DType kCacheTypes[] = {DType::f32, DType::bf16};
 std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string& dtype,
                                     const std::string& kv_dtype, const std::string& backend,
                                     int threads, int64_t prefix_budget_bytes,
-                                    const std::string& prefix_dtype, int32_t eot_token_id) {
+                                    const std::string& prefix_dtype, int32_t eot_token_id,
+                                    int64_t known_ids) {
   require(backend == "packed" || backend == "blas",
           "[engine] backend: expected packed or blas, got \"", backend, "\"");
   std::optional<DType> kept, kv;
@@ -81,7 +82,7 @@ std::shared_ptr<Engine> load_engine(const std::string& folder, const std::string
   require(1 <= threads && threads <= 1024, "[engine] threads: expected 1..1024, or 0 for all, got ",
           threads);
   auto model = Model::load(folder, backend == "blas" ? Backend::blas : Backend::packed, kept, kv,
-                           threads, eot_token_id);
+                           threads, eot_token_id, kernels(), known_ids);
   return std::make_shared<Engine>(std::move(model), threads, prefix_budget_bytes, entries);
 }
 
@@ -222,6 +223,7 @@ void bind_config(py::module_& m) {
       .def_readonly("qkv_bias", &ModelConfig::qkv_bias)
       .def_readonly("qk_norm", &ModelConfig::qk_norm)
       .def_readonly("shift", &ModelConfig::shift)
+      .def_readonly("known_ids", &ModelConfig::known_ids)
       .def_readonly("mask_token_id", &ModelConfig::mask_token_id)
       .def_readonly("eos_token_id", &ModelConfig::eos_token_id)
       .def_readonly("eot_token_id", &ModelConfig::eot_token_id);
@@ -276,7 +278,7 @@ void bind_engine(py::module_& m) {
       .def(py::init(&load_engine), py::arg("folder"), py::kw_only(), py::arg("dtype") = "auto",
            py::arg("kv_dtype") = "auto", py::arg("backend") = "packed", py::arg("threads") = 0,
            py::arg("prefix_budget_bytes") = int64_t{1} << 30, py::arg("prefix_dtype") = "f32",
-           py::arg("eot_token_id") = -1)
+           py::arg("eot_token_id") = -1, py::arg("known_ids") = 0)
       .def_property_readonly("config", [](const Engine& e) { return e.model().config(); })
       .def_property_readonly(
           "dtype", [](const Engine& e) { return std::string(name(e.model().weights().dtype)); })

@@ -1,7 +1,8 @@
-"""Families of checkpoints: what loads, what is refused, and how."""
+"""Families of checkpoints: what loads, what is refused and how; tokens that no tokenizer knows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from bicache import LLM, _core
-from conftest import EOS, MASK, TinyCheckpoint, edit_json, refuses
+from bicache import LLM, Tokenizer, _core
+from conftest import EOS, MASK, TinyCheckpoint, edit_json, refuses, write_tokenizer
 from families import FAMILIES
 from parity import BOUND
 from parity import tokens as random_tokens
@@ -318,3 +319,141 @@ def test_the_cost_of_a_mixture(tiny_checkpoint: TinyCheckpoint) -> None:
             assert cost.bytes_read == out.stats.bytes_read
         else:
             assert cost.bytes_read >= out.stats.bytes_read
+
+
+# ---- tokenizers
+
+
+def write_bpe(folder: Path, *, added: list[str], first: int | None = None) -> int:
+    """vocab.json, merges.txt and tokenizer_config.json as Dream's are; the ids there are."""
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "w"), ("e", "r"), ("Ċ", "Ċ"), ("1", "2")]
+    words = [*letters, *("".join(pair) for pair in merges)]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8"
+    )
+    start = len(words) if first is None else first
+    entries = {
+        str(start + i): {
+            "content": text, "lstrip": False, "normalized": False, "rstrip": False,
+            "single_word": False, "special": True,
+        }
+        for i, text in enumerate(added)
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": entries}))
+    return start + len(added)
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+
+
+def test_vocab_and_merges(tmp_path: Path) -> None:
+    end = write_bpe(tmp_path, added=SPECIAL)
+    tokenizer = Tokenizer.of(tmp_path)
+    assert tokenizer is not None and tokenizer.path.name == "vocab.json"
+    assert len(tokenizer) == tokenizer.end == end
+    assert tokenizer.special_tokens == tuple(SPECIAL)
+    text = "Hello wer  wer\n\n\n12 it's e\u0301<|im_end|>\u00e9 x"
+    ids = tokenizer.encode_prompt(text, after_prefix=False)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text.replace("e\u0301", "\u00e9")
+    assert tokenizer.token_id("<|im_end|>") in ids
+    # nothing is added, and words are cut before pairs are joined: a digit stands alone
+    pieces = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+    assert "er" in pieces and " w" in pieces and "12" not in pieces
+    assert ids.tolist() == tokenizer.encode_prefix(text).tolist()
+    # tokenizer.json, where there is one, says more
+    write_tokenizer(tmp_path, 16)
+    other = Tokenizer.of(tmp_path)
+    assert other is not None and len(other) == 16
+
+
+def test_added_tokens_of_their_own_file(tmp_path: Path) -> None:
+    end = write_bpe(tmp_path, added=[])
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokens = {"<|b|>": end + 1, "<|a|>": end}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(tokens))
+    tokenizer = Tokenizer.of(tmp_path)
+    assert tokenizer is not None and tokenizer.end == end + 2
+    assert [tokenizer.token_id(t) for t in ("<|a|>", "<|b|>")] == [end, end + 1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "part"),
+    [
+        ("vocab.json", "{", "vocabulary"),
+        ("vocab.json", "[]", "vocabulary"),
+        ("vocab.json", '{"a": "b"}', "vocabulary"),
+        ("merges.txt", "#version: 0.2\nno pair here\n", "merges.txt"),
+        ("merges.txt", "#version: 0.2\nzz qq\n", "merges.txt"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json"),
+        ("tokenizer_config.json", "[]", "an object"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": []}', "added tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "added tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"260": {}}}', "260"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"999": {"content": "<|x|>"}}}',
+            "without a gap",
+        ),
+    ],
+)
+def test_a_broken_vocabulary(tmp_path: Path, file: str, content: str, part: str) -> None:
+    write_bpe(tmp_path, added=SPECIAL)
+    (tmp_path / file).write_text(content)
+    with refuses(ValueError, "tokenizer", part):
+        Tokenizer.of(tmp_path)
+
+
+def test_a_vocabulary_without_merges(tmp_path: Path) -> None:
+    write_bpe(tmp_path, added=SPECIAL)
+    (tmp_path / "merges.txt").unlink()
+    with refuses(FileNotFoundError, "merges.txt"):
+        Tokenizer.of(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    assert Tokenizer.of(tmp_path) is None
+
+
+def test_dream_with_its_tokenizer(tiny_checkpoint: TinyCheckpoint, copy_checkpoint: Copy) -> None:
+    folder = copy_checkpoint(tiny_checkpoint(family="dream", vocab=288, seed=9))
+    end = write_bpe(folder, added=SPECIAL)
+    edit_json(folder / "config.json", mask_token_id=end - 1, eos_token_id=end - 4)
+    llm = LLM(folder, threads=1)
+    assert llm.config.known_ids == end < llm.config.vocab == 288
+    assert llm.config.eot_token_id == end - 2
+    assert llm.forward([5, 6, 7]).shape == (3, 288)
+    (out,) = llm.generate("12 wer", gen_length=6, alg="entropy", steps=6)
+    assert isinstance(out.text, str)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 5.0},
+        {"alg": "entropy", "temperature": 5.0, "top_p": 0.99},
+        {"alg": "origin", "temperature": 5.0},
+        {"threshold": 0.1},
+        {"remasking": "random"},
+    ],
+)
+def test_ids_without_a_token_are_never_sampled(
+    tiny_checkpoint: TinyCheckpoint, copy_checkpoint: Copy, options: dict[str, Any]
+) -> None:
+    plain = tiny_checkpoint(family="dream", vocab=64, seed=10)
+    folder = copy_checkpoint(plain)
+    write_tokenizer(folder, 20)
+    free, bound = LLM(plain, threads=1), LLM(folder, threads=1)
+    assert (free.config.known_ids, bound.config.known_ids) == (0, 20)
+    prompts = [[4 + i] for i in range(8)]
+    beyond = [t for out in free.generate(prompts, gen_length=8, **options) for t in out.tokens]
+    assert max(beyond) >= 20
+    for out in bound.generate(prompts, gen_length=8, **options):
+        assert max(out.tokens) < 20
+    # Probabilities are of the tokens there are: the same as if the others were suppressed.
+    same = free.generate(prompts, gen_length=8, suppress_tokens=list(range(20, 64)), **options)
+    for a, b in zip(same, bound.generate(prompts, gen_length=8, **options), strict=True):
+        assert a.tokens.tolist() == b.tokens.tolist()
+        np.testing.assert_allclose(a.confidences, b.confidences, rtol=0, atol=1e-6)

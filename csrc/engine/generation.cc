@@ -57,12 +57,12 @@ void Generation::check(size_t index) {
     for (const int64_t token : r.options.suppress_tokens) {
       require(0 <= token && token < c.vocab, "[generate] suppress_tokens: expected ids of 0..",
               c.vocab - 1, ", got ", token);
-      banned.insert(token);
+      if (token < c.sampled_ids()) banned.insert(token);
     }
-    if (r.options.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.vocab)
+    if (r.options.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.sampled_ids())
       banned.insert(c.eos_token_id);
-    require(static_cast<int64_t>(banned.size()) < c.vocab,
-            "[generate] suppress_tokens: expected some ids left, got all ", c.vocab,
+    require(static_cast<int64_t>(banned.size()) < c.sampled_ids(),
+            "[generate] suppress_tokens: expected some ids left, got all ", c.sampled_ids(),
             r.options.logits_eos_inf ? " with logits_eos_inf" : "");
     require(
         !r.options.early_stop || c.eos_token_id >= 0 || c.eot_token_id >= 0,

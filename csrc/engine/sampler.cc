@@ -60,13 +60,13 @@ std::vector<int64_t> Sampler::drawn(const DecodingStep& at, std::vector<int64_t>
 }
 
 void Sampler::suppress(float* logits) const {
-  for (const int64_t token : options_.suppress_tokens) ban(logits, token, config_.vocab);
-  if (options_.logits_eos_inf) ban(logits, config_.eos_token_id, config_.vocab);
+  for (const int64_t token : options_.suppress_tokens) ban(logits, token, config_.sampled_ids());
+  if (options_.logits_eos_inf) ban(logits, config_.eos_token_id, config_.sampled_ids());
 }
 
 Sampler::Candidate Sampler::candidate(const Kernels& kernels, float* logits, int64_t position,
                                       int64_t step) const {
-  const int64_t vocab = config_.vocab;
+  const int64_t vocab = config_.sampled_ids();
   suppress(logits);
   RowStats stats = kernels.row_stats(logits, vocab);
   if (std::isnan(stats.max)) {

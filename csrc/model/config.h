@@ -2,6 +2,7 @@
 // not subclasses.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -28,10 +29,13 @@ struct ModelConfig {
   bool qkv_bias = false;        // q, k and v have biases
   bool qk_norm = false;         // RMSNorm with weights [D] on every query and key head, before RoPE
   int shift = 0;                // position i is predicted from row i - shift
+  int64_t known_ids = 0;        // ids below this have a token; 0: all that can be predicted
   int32_t mask_token_id = -1;
   int32_t eos_token_id = -1;  // -1: none
   int32_t eot_token_id = -1;  // end of turn; -1: none
 
+  // Ids [0, sampled_ids()) may be sampled: others would be no text.
+  int64_t sampled_ids() const { return known_ids > 0 ? std::min(known_ids, vocab) : vocab; }
   int64_t q_width() const { return heads * head_dim; }
   int64_t kv_width() const { return kv_heads * head_dim; }
 

@@ -19,14 +19,16 @@ Model::Model(ModelConfig config, Weights weights, Backend backend, DType kv_dtyp
 
 std::shared_ptr<const Model> Model::load(const std::string& folder, Backend backend,
                                          std::optional<DType> dtype, std::optional<DType> kv_dtype,
-                                         int threads, int32_t eot_token_id,
-                                         const Kernels& kernels) {
+                                         int threads, int32_t eot_token_id, const Kernels& kernels,
+                                         int64_t known_ids) {
   const Checkpoint checkpoint(folder);
   ModelConfig config = ModelConfig::parse(checkpoint.config(), folder + "/config.json");
   require(-1 <= eot_token_id && eot_token_id < config.embeddings,
           "[model] eot_token_id: expected an id of 0..", config.embeddings - 1,
           ", or -1 for none, got ", eot_token_id);
   if (config.eot_token_id < 0) config.eot_token_id = eot_token_id;
+  require(known_ids >= 0, "[model] known_ids: expected >= 0, got ", known_ids);
+  config.known_ids = known_ids;
   Weights weights = load_weights(checkpoint, config, kernels, backend, dtype, threads);
   const DType kv = kv_dtype.value_or(weights.dtype == DType::f32 ? DType::f32 : DType::bf16);
   return std::shared_ptr<const Model>(

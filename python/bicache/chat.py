@@ -85,10 +85,10 @@ class ChatTemplate:
 
         Args:
             folder: The checkpoint's.
-            tokenizer: Its tokenizer; None: tokenizer.json is loaded for its special tokens.
+            tokenizer: Its tokenizer; None: it is loaded for its special tokens.
 
         Raises:
-            FileNotFoundError: No tokenizer was given, and there is no tokenizer.json.
+            FileNotFoundError: No tokenizer was given, and there is none.
             ImportError: jinja2 is not installed.
             ValueError: There is no template, or a file is wrong; says where it was looked for.
         """
@@ -102,7 +102,7 @@ class ChatTemplate:
                 f"tokenizer_config.json in {folder}, got neither"
             )
         if tokenizer is None:
-            tokenizer = Tokenizer(folder / "tokenizer.json")
+            tokenizer = Tokenizer.of(folder) or Tokenizer(folder / "tokenizer.json")
         tokens = _named_tokens(config, folder)
         return cls(source, tokens=tokens, special_tokens=tokenizer.special_tokens)
 

@@ -19,7 +19,7 @@ _MODELS = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (
     "config.json, model.safetensors (or model.safetensors.index.json and all *.safetensors it "
-    "names), and tokenizer.json for text prompts"
+    "names), and tokenizer.json (or vocab.json and merges.txt) for text prompts"
 )
 
 

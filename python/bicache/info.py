@@ -29,7 +29,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     config = _core.read_config(str(folder))
     stored = _core.checkpoint_info(str(folder))
     sidecar = Sidecar.read(folder)
-    tokenizer = folder / "tokenizer.json"
+    tokenizer = Tokenizer.of(folder)
     parameters = int(stored["parameters"])
     kv_values = 2 * config.layers * config.kv_heads * config.head_dim
     return {
@@ -51,7 +51,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         },
         # K and V of one token in every layer.
         "kv_bytes_per_token": {"f32": kv_values * _F32_BYTES, "bf16": kv_values * _BF16_BYTES},
-        "tokenizer_tokens": len(Tokenizer(tokenizer)) if tokenizer.exists() else None,
+        "tokenizer_tokens": None if tokenizer is None else len(tokenizer),
         "generation": dict(sidecar.generation),
         "calibration": dict(sidecar.calibration),
         "machine": {

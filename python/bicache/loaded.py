@@ -23,6 +23,9 @@ from .tokenizer import Tokenizer
 
 _log = logging.getLogger("bicache")
 
+# LLaDA's, Dream's and LLaDA-MoE's.
+_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
+
 Cache = str | Policy
 Tap = Callable[[int, str, NDArray[np.float32]], None]
 
@@ -58,8 +61,7 @@ class LoadedModel:
         self.config: _core.Config = _core.read_config(str(self.path))
         self._fingerprint: str | None = None  # until the weights are there
         self._policy = self._as_policy(cache)
-        tokenizer = self.path / "tokenizer.json"
-        self.tokenizer: Tokenizer | None = Tokenizer(tokenizer) if tokenizer.exists() else None
+        self.tokenizer: Tokenizer | None = Tokenizer.of(self.path)
         self._engine = _core.Engine(
             str(self.path),
             dtype=dtype,
@@ -69,6 +71,7 @@ class LoadedModel:
             prefix_budget_bytes=budget,
             prefix_dtype=prefix_dtype,
             eot_token_id=self._find_eot(),
+            known_ids=0 if self.tokenizer is None else self.tokenizer.end,
         )
         self.config = self._engine.config
         self._fingerprint = self._engine.fingerprint
@@ -297,5 +300,8 @@ class LoadedModel:
         """The end-of-turn id that config.json may leave to the tokenizer; -1: none."""
         if self.config.eot_token_id >= 0 or self.tokenizer is None:
             return self.config.eot_token_id
-        found = self.tokenizer.token_id("<|eot_id|>")
-        return found if found is not None and found < self.config.embeddings else -1
+        for name in _TURN_ENDS:
+            found = self.tokenizer.token_id(name)
+            if found is not None and found < self.config.embeddings:
+                return found
+        return -1

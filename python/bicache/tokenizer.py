@@ -1,4 +1,4 @@
-"""Tokenizer: a thin wrapper over a checkpoint's tokenizer.json (Hugging Face `tokenizers`)."""
+"""Tokenizer: a thin wrapper over a checkpoint's tokenizer (Hugging Face `tokenizers`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .jsonfile import parse_json
+
 if TYPE_CHECKING:
     import tokenizers
+
+_FILE, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+# How Qwen2's tokenizer, which is Dream's, cuts text into words before it joins pairs.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English endings
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with one character before it
+    r"|\p{N}"  # a digit
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class Tokenizer:
@@ -21,7 +33,9 @@ class Tokenizer:
     what makes it shareable.
 
     Args:
-        path: A tokenizer.json.
+        path: A tokenizer.json, or a vocab.json with its merges.txt beside it: a byte-level BPE
+            that cuts text as Qwen2's does, with the added tokens of tokenizer_config.json (or
+            added_tokens.json).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -29,24 +43,36 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        import tokenizers
-
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"[tokenizer] {self.path}: expected a tokenizer.json, got none")
-        try:
-            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(
-                f"[tokenizer] {self.path}: expected a tokenizer.json of Hugging Face tokenizers, "
-                f"got: {error}"
-            ) from None
+        self._tokenizer = _from_vocab(self.path) if self.path.name == _VOCAB else _load(self.path)
         # Canvases are never padded or cut behind the engine's back.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        self._end = max(ids, default=-1) + 1
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str]) -> Tokenizer | None:
+        """A checkpoint's: its tokenizer.json, otherwise its vocab.json; None: it has neither.
+
+        Raises:
+            FileNotFoundError: vocab.json without merges.txt.
+            ValueError: As for Tokenizer.
+        """
+        for name in (_FILE, _VOCAB):
+            if (path := Path(folder) / name).exists():
+                return cls(path)
+        return None
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def end(self) -> int:
+        """The least id such that no token has it or a larger one."""
+        return self._end
 
     def encode_prefix(self, text: str) -> NDArray[np.int32]:
         """Ids [n] of a shared prefix, with the special tokens the post-processor adds."""
@@ -89,3 +115,84 @@ class Tokenizer:
         """Texts of the special tokens that are found wherever they stand."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return tuple(t.content for t in added if t.content and t.special and not t.single_word)
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"[tokenizer] {path}: expected a tokenizer.json of Hugging Face tokenizers, "
+            f"got: {error}"
+        ) from None
+
+
+def _from_vocab(path: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    merges = path.with_name(_MERGES)
+    if not merges.is_file():
+        raise FileNotFoundError(f"[tokenizer] {merges}: expected it beside vocab.json, got none")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(
+            f"[tokenizer] {path}: expected the vocabulary of a byte-level BPE with its {_MERGES}, "
+            f"got: {error}"
+        ) from None
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, path.parent)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
+    """Those of tokenizer_config.json or added_tokens.json, with the ids these say."""
+    from tokenizers import AddedToken
+
+    path, content = folder / "tokenizer_config.json", _object(folder / "tokenizer_config.json")
+    entries = content.get("added_tokens_decoder")
+    if entries is None:
+        path = folder / "added_tokens.json"
+        entries = {str(i): {"content": text, "special": True} for text, i in _object(path).items()}
+    where = f"[tokenizer] {path} added tokens"
+    if not isinstance(entries, dict) or not all(key.isdecimal() for key in entries):
+        raise ValueError(f"{where}: expected an object from ids to tokens, got something else")
+    for i, entry in sorted((int(key), entry) for key, entry in entries.items()):
+        text = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{where}: expected a text for id {i}, got {str(entry)[:60]}")
+        flags = {
+            name: entry.get(name) is True
+            for name in ("lstrip", "normalized", "rstrip", "single_word")
+        }
+        token = AddedToken(text, special=entry.get("special") is True, **flags)
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        # The library hands out ids itself, from the end of the vocabulary on.
+        if (got := tokenizer.token_to_id(text)) != i:
+            raise ValueError(
+                f"{where}: expected ids that follow the vocabulary without a gap, "
+                f"got {i} for {text!r} where {got} is next"
+            )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        data = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"[tokenizer] {path}: expected a JSON file, got: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"[tokenizer] {path}: expected an object, got {type(data).__name__}")
+    return data
