@@ -83,6 +83,8 @@ TEST(Forecast, EqualsWhatIsCounted) {
                                       {DType::bf16, DType::f32},
                                       {DType::int8, DType::bf16},
                                       {DType::int4, DType::bf16}}) {
+        // What other families add does not depend on types, except that a router has its own.
+        if (t.family != "llada" && dtype != DType::int8) continue;
         const auto model = t.load(*kernels, dtype, kv);
         for (const std::string& spec : kPolicies) {
           for (const auto& [p, u, g] : {std::tuple{15, 5, 8}, {0, 9, 12}, {12, 1, 1}}) {
