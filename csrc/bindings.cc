@@ -267,6 +267,8 @@ void bind_generation(py::module_& m) {
            "the GIL.")
       .def("cancel", &Generation::cancel, py::arg("request"),
            "Ends one request before its next pass.")
+      .def("stop", &Generation::stop, py::arg("request"),
+           "The same, of one whose text has ended: its masks become its first end token.")
       .def("results", &Generation::results,
            "One per request, in order; RuntimeError before `done`.");
 }

@@ -38,6 +38,10 @@ void assign(std::vector<int64_t>& field, const py::handle& value, const char* na
   }
 }
 
+void assign(std::optional<std::vector<int64_t>>& field, const py::handle& value, const char* name) {
+  assign(field.emplace(), value, name);
+}
+
 void assign(double& field, const py::handle& value, const char* name) {
   const bool number =
       !PyBool_Check(value.ptr()) &&
@@ -76,6 +80,7 @@ const char* type_name(const std::optional<int64_t>&) { return "int"; }
 const char* type_name(const double&) { return "float"; }
 const char* type_name(const std::optional<double>&) { return "float"; }
 const char* type_name(const std::vector<int64_t>&) { return "ints"; }
+const char* type_name(const std::optional<std::vector<int64_t>>&) { return "ints"; }
 const char* type_name(const bool&) { return "bool"; }
 const char* type_name(const std::string&) { return "str"; }
 

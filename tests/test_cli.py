@@ -61,7 +61,10 @@ TOGETHER: list[dict[str, Any]] = [
         "suppress_tokens": [5, 9, 11], "logits_eos_inf": True, "confidence_eos_eot_inf": True,
         "seed": 7,
     },
-    {"gen_length": 8, "threshold": 0.3, "cfg_scale": 0.5, "early_stop": True},
+    {
+        "gen_length": 8, "threshold": 0.3, "cfg_scale": 0.5, "early_stop": True,
+        "end_tokens": [11, 40],
+    },
     {"gen_length": 8, "factor": 0.7, "remasking": "topk_margin"},
     {
         "gen_length": 8, "remasking": "entropy", "temperature": 0.8, "alg_temp": 0.5, "top_p": 0.9,
@@ -206,6 +209,20 @@ def test_stop(model: str, capsys: Any) -> None:
     assert cli.main([*argv, "--logits-eos-inf", "--stop", word, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["finish_reason"] == "stop" and word not in result["text"].split()
+
+
+def test_stop_with_early_stop(model: str, capsys: Any) -> None:
+    noisy: dict[str, Any] = {
+        "gen_length": 8, "block_length": 2, "temperature": 3.0, "end_tokens": []
+    }  # fmt: skip
+    word = LLM(model).generate("w5", **noisy)[0].text.split()[1]
+    argv = ["generate", model, "--prompt", "w5", *flags_of(noisy | {"end_tokens": ["none"]})]
+    found = []
+    for flag in ("--no-early-stop", "--early-stop"):
+        assert cli.main([*argv, "--stop", word, flag, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["text"] == found[1]["text"] and found[1]["finish_reason"] == "stop"
+    assert found[0]["stats"]["steps"] == 8 > found[1]["stats"]["steps"]
 
 
 def on_a_terminal(argv: list[str]) -> tuple[int, str]:

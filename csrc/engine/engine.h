@@ -8,7 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -71,7 +73,7 @@ struct RequestStats {
 struct Result {
   std::vector<int32_t> tokens;     // [g]
   std::vector<float> confidences;  // [g]; NaN: never committed
-  std::string finish_reason;       // eos | length | cancelled
+  std::string finish_reason;       // eos | stop | length | cancelled
   RequestStats stats;
 };
 
@@ -130,8 +132,8 @@ class Engine {
   Tap tap_;
 };
 
-// Requests under way. Steps may be called from any thread, one at a time; cancel() from any thread
-// at any time.
+// Requests under way. Steps may be called from any thread, one at a time; cancel() and stop() from
+// any thread at any time.
 class Generation {
  public:
   // Checks every request before anything runs: std::invalid_argument "[generate] request I ...". At
@@ -148,6 +150,8 @@ class Generation {
   std::vector<StepEvent> step();
   // The request ends before its next pass, with the canvas as it is.
   void cancel(size_t request);
+  // The same, of a request whose text has ended: what is still masked becomes its first end token.
+  void stop(size_t request);
   // One per request, in order. std::logic_error before done().
   std::vector<Result> results() const;
 
@@ -168,24 +172,30 @@ class Generation {
     std::chrono::steady_clock::time_point begin;
 
     std::vector<int32_t>& canvas() { return branches[0].state.tokens; }
+    std::span<const int32_t> response() const {
+      return std::span(branches[0].state.tokens).last(static_cast<size_t>(info.g));
+    }
   };
 
   void check(size_t index);
   RequestInfo info(const Request& request) const;
   void admit();
   std::unique_ptr<Active> start(size_t index);
-  Branch branch(const Request& request, Active& a, std::vector<int32_t> canvas);
+  Branch branch(const Request& request, Active& a, std::vector<int32_t> canvas, bool runs);
   StepPlan plan(Active& a, Branch& branch);
   bool advance(Active& a);
   void commit(Active& a, const StepPlan& plan, View<float> logits, std::vector<StepEvent>& events);
-  bool complete(const Active& a) const;
-  void finish(Active& a, const char* reason);
+  // What somebody asked of a request under way.
+  enum class Ask : uint8_t { nothing, cancel, stop };
+  void ask(size_t request, Ask what);
+  bool complete(size_t index, std::span<const int32_t> response) const;
+  void finish(Active& a, std::string_view reason);
   void sweep();
 
   std::shared_ptr<Engine> engine_;
   std::vector<Request> requests_;
   std::vector<Result> results_;
-  std::vector<std::atomic<bool>> cancelled_;
+  std::vector<std::atomic<Ask>> asked_;
   int64_t batch_rows_;
   size_t next_ = 0;  // first request that was not admitted yet
   std::vector<std::unique_ptr<Active>> active_;

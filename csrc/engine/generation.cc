@@ -23,6 +23,48 @@ void guide(const Pass& cond, const Pass& un, double scale) {
   }
 }
 
+bool is_end(const GenerationOptions& o, int32_t token) {
+  return std::find(o.end_tokens->begin(), o.end_tokens->end(), token) != o.end_tokens->end();
+}
+
+// `options.end_tokens` where they were not given: end of text and end of turn.
+void resolve_ends(const ModelConfig& c, GenerationOptions& o) {
+  if (!o.end_tokens) {
+    o.end_tokens.emplace();
+    for (const int32_t token : {c.eos_token_id, c.eot_token_id}) {
+      if (token >= 0 && token != c.mask_token_id) o.end_tokens->push_back(token);
+    }
+  }
+  for (const int64_t token : *o.end_tokens) {
+    require(0 <= token && token < c.embeddings, "[generate] end_tokens: expected ids of 0..",
+            c.embeddings - 1, ", got ", token);
+    require(token != c.mask_token_id, "[generate] end_tokens: expected ids other than the mask's, ",
+            "got ", token);
+  }
+  require(!o.early_stop || !o.end_tokens->empty(),
+          "[generate] early_stop: expected a model with an end-of-text or end-of-turn token, or "
+          "end_tokens, got none");
+}
+
+void check_banned(const ModelConfig& c, const GenerationOptions& o) {
+  std::set<int64_t> banned;
+  for (const int64_t token : o.suppress_tokens) {
+    require(0 <= token && token < c.vocab, "[generate] suppress_tokens: expected ids of 0..",
+            c.vocab - 1, ", got ", token);
+    if (token < c.sampled_ids()) banned.insert(token);
+  }
+  if (o.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.sampled_ids())
+    banned.insert(c.eos_token_id);
+  require(static_cast<int64_t>(banned.size()) < c.sampled_ids(),
+          "[generate] suppress_tokens: expected some ids left, got all ", c.sampled_ids(),
+          o.logits_eos_inf ? " with logits_eos_inf" : "");
+  require(!o.logits_eos_inf || c.eos_token_id >= 0,
+          "[generate] logits_eos_inf: expected a model with an end-of-text token, got one without");
+  require(!o.confidence_eos_eot_inf || c.eos_token_id >= 0 || c.eot_token_id >= 0,
+          "[generate] confidence_eos_eot_inf: expected a model with an end-of-text or end-of-turn "
+          "token, got one without");
+}
+
 }  // namespace
 
 Generation::Generation(std::shared_ptr<Engine> engine, std::vector<Request> requests,
@@ -30,7 +72,7 @@ Generation::Generation(std::shared_ptr<Engine> engine, std::vector<Request> requ
     : engine_(std::move(engine)),
       requests_(std::move(requests)),
       results_(requests_.size()),
-      cancelled_(requests_.size()),
+      asked_(requests_.size()),
       batch_rows_(batch_rows) {
   require(batch_rows >= 1, "[generate] batch_rows: expected >= 1, got ", batch_rows);
   for (size_t i = 0; i < requests_.size(); ++i) check(i);
@@ -53,28 +95,8 @@ void Generation::check(size_t index) {
       require(0 <= r.prompt[i] && r.prompt[i] < c.embeddings, "[generate] prompt token ", i,
               ": expected an id of 0..", c.embeddings - 1, ", got ", r.prompt[i]);
     }
-    std::set<int64_t> banned;
-    for (const int64_t token : r.options.suppress_tokens) {
-      require(0 <= token && token < c.vocab, "[generate] suppress_tokens: expected ids of 0..",
-              c.vocab - 1, ", got ", token);
-      if (token < c.sampled_ids()) banned.insert(token);
-    }
-    if (r.options.logits_eos_inf && 0 <= c.eos_token_id && c.eos_token_id < c.sampled_ids())
-      banned.insert(c.eos_token_id);
-    require(static_cast<int64_t>(banned.size()) < c.sampled_ids(),
-            "[generate] suppress_tokens: expected some ids left, got all ", c.sampled_ids(),
-            r.options.logits_eos_inf ? " with logits_eos_inf" : "");
-    require(
-        !r.options.early_stop || c.eos_token_id >= 0 || c.eot_token_id >= 0,
-        "[generate] early_stop: expected a model with an end-of-text or end-of-turn token, got one "
-        "without");
-    require(
-        !r.options.logits_eos_inf || c.eos_token_id >= 0,
-        "[generate] logits_eos_inf: expected a model with an end-of-text token, got one without");
-    require(
-        !r.options.confidence_eos_eot_inf || c.eos_token_id >= 0 || c.eot_token_id >= 0,
-        "[generate] confidence_eos_eot_inf: expected a model with an end-of-text or end-of-turn "
-        "token, got one without");
+    resolve_ends(c, r.options);
+    check_banned(c, r.options);
     r.policy->check(info(r));
     if (r.discover) {
       require(r.discover->min_tokens >= 1, "[generate] discover min_tokens: expected >= 1, got ",
@@ -103,18 +125,17 @@ std::unique_ptr<Generation::Active> Generation::start(size_t index) {
   auto a = std::make_unique<Active>();
   a->begin = std::chrono::steady_clock::now();
   a->index = index;
-  if (r.discover && r.prefix == 0 && !cancelled_[index]) {
-    r.prefix = engine_->discover(r);
-  }
+  const bool runs = asked_[index] == Ask::nothing;
+  if (r.discover && r.prefix == 0 && runs) r.prefix = engine_->discover(r);
   a->info = info(r);
   const int32_t mask = engine_->model().config().mask_token_id;
   std::vector<int32_t> canvas = r.prompt;
   canvas.resize(static_cast<size_t>(a->info.n()), mask);
   a->stats.prefix_tokens = a->info.p;
-  a->branches.push_back(branch(r, *a, canvas));
+  a->branches.push_back(branch(r, *a, canvas, runs));
   if (r.options.cfg_scale > 0) {
     std::fill(canvas.begin(), canvas.end(), mask);
-    a->branches.push_back(branch(r, *a, canvas));
+    a->branches.push_back(branch(r, *a, canvas, runs));
   }
   a->confidences.assign(static_cast<size_t>(a->info.g), std::numeric_limits<float>::quiet_NaN());
   a->progress = Progress(a->info, r.options);
@@ -122,10 +143,11 @@ std::unique_ptr<Generation::Active> Generation::start(size_t index) {
   return a;
 }
 
-Generation::Branch Generation::branch(const Request& r, Active& a, std::vector<int32_t> canvas) {
+// `runs`: there will be a pass that may read the prefix entry.
+Generation::Branch Generation::branch(const Request& r, Active& a, std::vector<int32_t> canvas,
+                                      bool runs) {
   std::shared_ptr<const PrefixEntry> entry;
-  if (!cancelled_[a.index])
-    entry = engine_->prefix_entry(r.policy->needs(a.info), a.info, canvas, r.salt, a.stats);
+  if (runs) entry = engine_->prefix_entry(r.policy->needs(a.info), a.info, canvas, r.salt, a.stats);
   Branch b{engine_->model().make_request(std::move(canvas), a.info.p, r.policy->kept(a.info)), {}};
   b.state.entry = std::move(entry);
   b.at.request = a.info;
@@ -173,7 +195,9 @@ std::vector<StepEvent> Generation::step() {
   failed_ = true;  // until this step has ended well
   admit();
   for (auto& a : active_) {
-    if (cancelled_[a->index]) finish(*a, "cancelled");
+    const Ask asked = asked_[a->index];
+    if (asked != Ask::nothing && !a->branches.empty())
+      finish(*a, asked == Ask::stop ? "stop" : "cancelled");
   }
   sweep();
   std::vector<StepPlan> plans;
@@ -195,7 +219,7 @@ std::vector<StepEvent> Generation::step() {
     }
     if (a->branches.size() > 1) guide(first[0], first[1], requests_[a->index].options.cfg_scale);
     commit(*a, *first->plan, first->logits, events);
-    if (complete(*a) || !advance(*a)) finish(*a, "length");
+    if (complete(a->index, a->response()) || !advance(*a)) finish(*a, "length");
   }
   sweep();
   failed_ = false;
@@ -235,31 +259,33 @@ void Generation::commit(Active& a, const StepPlan& plan, View<float> logits,
   ++steps_done_;
 }
 
-// Whether the text has ended and can change no more: a final token with no mask before it.
-bool Generation::complete(const Active& a) const {
-  if (!requests_[a.index].options.early_stop) return false;
-  const ModelConfig& c = engine_->model().config();
-  const std::vector<int32_t>& tokens = a.branches[0].state.tokens;
-  for (auto t = tokens.end() - a.info.g; t != tokens.end() && *t != c.mask_token_id; ++t) {
-    if (*t == c.eos_token_id || *t == c.eot_token_id) return true;
+// Whether the text of a response [g] has ended and can change no more: a final token with no mask
+// before it.
+bool Generation::complete(size_t index, std::span<const int32_t> response) const {
+  const GenerationOptions& o = requests_[index].options;
+  if (!o.early_stop) return false;
+  const int32_t mask = engine_->model().config().mask_token_id;
+  for (const int32_t token : response) {
+    if (token == mask) return false;
+    if (is_end(o, token)) return true;
   }
   return false;
 }
 
-void Generation::finish(Active& a, const char* reason) {
+void Generation::finish(Active& a, std::string_view reason) {
   Result& result = results_[a.index];
-  const ModelConfig& c = engine_->model().config();
-  const std::vector<int32_t>& canvas = a.canvas();
-  result.tokens.assign(canvas.end() - a.info.g, canvas.end());
-  if (complete(a)) {
-    std::replace(result.tokens.begin(), result.tokens.end(), c.mask_token_id,
-                 c.eos_token_id >= 0 ? c.eos_token_id : c.eot_token_id);
+  const GenerationOptions& o = requests_[a.index].options;
+  const std::span<const int32_t> response = a.response();
+  result.tokens.assign(response.begin(), response.end());
+  if ((complete(a.index, response) || reason == "stop") && !o.end_tokens->empty()) {
+    std::replace(result.tokens.begin(), result.tokens.end(),
+                 engine_->model().config().mask_token_id,
+                 static_cast<int32_t>(o.end_tokens->front()));
   }
   result.confidences = std::move(a.confidences);
-  const bool ended = std::any_of(result.tokens.begin(), result.tokens.end(), [&](int32_t t) {
-    return t == c.eos_token_id || t == c.eot_token_id;
-  });
-  result.finish_reason = ended && std::string_view(reason) != "cancelled" ? "eos" : reason;
+  const bool ended = std::any_of(result.tokens.begin(), result.tokens.end(),
+                                 [&](int32_t t) { return is_end(o, t); });
+  result.finish_reason = ended && reason == "length" ? "eos" : reason;
   result.stats = std::move(a.stats);
   for (Branch& b : a.branches) add(result.stats.work, b.state.work);
   result.stats.seconds =
@@ -273,10 +299,15 @@ void Generation::sweep() {
   std::erase_if(active_, [](const std::unique_ptr<Active>& a) { return a->branches.empty(); });
 }
 
-void Generation::cancel(size_t request) {
-  require(request < requests_.size(), "[generate] cancel: expected a request of 0..",
-          static_cast<int64_t>(requests_.size()) - 1, ", got ", request);
-  cancelled_[request] = true;
+void Generation::cancel(size_t request) { ask(request, Ask::cancel); }
+
+void Generation::stop(size_t request) { ask(request, Ask::stop); }
+
+void Generation::ask(size_t request, Ask what) {
+  require(request < requests_.size(), "[generate] ", what == Ask::stop ? "stop" : "cancel",
+          ": expected a request of 0..", static_cast<int64_t>(requests_.size()) - 1, ", got ",
+          request);
+  asked_[request] = what;
 }
 
 std::vector<Result> Generation::results() const {

@@ -29,6 +29,7 @@ struct GenerationOptions {
   std::vector<int64_t> suppress_tokens;
   bool logits_eos_inf = false;
   bool confidence_eos_eot_inf = false;
+  std::optional<std::vector<int64_t>> end_tokens;
   bool early_stop = false;
   int64_t seed = 0;
 
@@ -82,10 +83,14 @@ struct GenerationOptions {
       "temperature > 0 only end of "
       "turn is affected",
       "");
+    f("end_tokens", end_tokens,
+      "token ids that end the text; an empty list (on the command line: none) for no such ids; "
+      "default: the model's end of text and end of turn",
+      "");
     f("early_stop", early_stop,
-      "end once an end-of-text or end-of-turn token is committed and so is everything before it: "
-      "the same text in fewer steps; positions still masked become end-of-text, with NaN as "
-      "confidence",
+      "end once one of end_tokens or a stop string is committed and so is everything before it: "
+      "the same text in fewer steps; positions still masked become the first of end_tokens, with "
+      "NaN as confidence",
       "");
     f("seed", seed, "of the counter-based noise: same seed, same tokens, whatever the batch", "");
   }

@@ -17,7 +17,8 @@ with _short_spins():
 from .chat import ChatTemplate
 from .checkpoint import shipped_models
 from .depth_rules import DepthPolicy, RequestInfo
-from .llm import LLM, MASK_TEXT
+from .inputs import MASK_TEXT
+from .llm import LLM
 from .planning import CostPlan, PolicyCost, plan
 from .policies import BiCache, DLLMCache, FastDLLM, Naive, NoCache, Policy
 from .prefixes import Discover

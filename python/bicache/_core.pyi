@@ -80,7 +80,7 @@ class Result:
     @property
     def confidences(self) -> NDArray[np.float32]: ...  # [g]; NaN: never committed
     @property
-    def finish_reason(self) -> str: ...  # "eos", "length", "cancelled"
+    def finish_reason(self) -> str: ...  # "eos", "stop", "length", "cancelled"
     @property
     def stats(self) -> dict[str, Any]: ...
 
@@ -99,6 +99,8 @@ class Generation:
         """One forward pass of the batch, then sampling: what it committed. Releases the GIL."""
     def cancel(self, request: int) -> None:
         """Ends one request at its current canvas."""
+    def stop(self, request: int) -> None:
+        """The same, of one whose text has ended: its masks become its first end token."""
     def results(self) -> list[Result]:
         """One per request, in order; RuntimeError before `done`."""
 

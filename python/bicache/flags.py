@@ -48,7 +48,7 @@ def _add_option(group: Any, option: Option) -> None:
 
 def _integers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [] if text == "none" else [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"expected integers separated by commas, got {text!r}"

@@ -17,6 +17,8 @@ from .tokenizer import Tokenizer
 Ids: TypeAlias = "list[int] | tuple[int, ...] | NDArray[np.integer[Any]]"
 Prompt: TypeAlias = "str | Ids"
 
+MASK_TEXT = "\u2591"
+"""How StepEvent.text shows a masked position."""
 
 _NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
 

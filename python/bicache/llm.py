@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .chat import ChatTemplate, Messages, encode_split, split_conversations
+from .endings import EarlyStops, Ending
 from .inputs import Prompt, as_stop, split_prefixes, split_prompts
 from .loaded import Cache, LoadedModel
 from .options import documented, resolve_options
@@ -25,9 +26,6 @@ from .tokenizer import Tokenizer
 _log = logging.getLogger("bicache")
 
 _Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, tuple[int, int] | None]
-
-MASK_TEXT = "\u2591"
-"""How StepEvent.text shows a masked position."""
 
 
 class LLM(LoadedModel):
@@ -87,7 +85,8 @@ class LLM(LoadedModel):
                 however equal their text: give each tenant its own.
             discover: Looks for a shared prefix in prompts that come without one; True, or a
                 Discover with its settings. What is reused then depends on earlier requests.
-            stop: The text ends before the first of these strings; the tokens are not cut.
+            stop: The text ends before the first of these strings; the tokens are not cut. With
+                early_stop the request ends as soon as that text can change no more.
             progress: Shows a bar on stderr.
             **options: See below; None means the default. Defaults stored beside the checkpoint
                 (`generation_defaults`) replace those named here.
@@ -100,17 +99,18 @@ class LLM(LoadedModel):
             ValueError: A wrong value; "[where] what: expected X, got Y".
         """
         begin = time.perf_counter()
-        stops = self._stops(stop)
-        requests = self._requests(
-            split_prompts(prompts), prefix, cache, cache_salt, discover, options
+        requests, ending = self._requests(
+            split_prompts(prompts), prefix, cache, cache_salt, discover, stop, options
         )
         generation = self._engine.start(requests)
+        endings = [ending] * len(requests)
+        stops = EarlyStops(generation, endings, [len(request[0]) for request in requests])
         with _bar(generation.steps_total, progress) as bar:
             while not generation.done:
-                generation.step()
+                stops.look(generation.step())
                 if bar is not None:
                     bar.update(generation.steps_done - bar.n)
-        outputs = [self._output(result, stops) for result in generation.results()]
+        outputs = [_output(result, ending) for result in generation.results()]
         _log.debug(
             "generated %d requests: %d tokens, %d rows, %d prefix hits, %.3f s",
             len(outputs), sum(len(o.tokens) for o in outputs), sum(o.stats.rows for o in outputs),
@@ -153,22 +153,27 @@ class LLM(LoadedModel):
             TypeError: As for generate().
             ValueError: As for generate().
         """
-        stops = self._stops(stop)
         prompts = split_prompts(prompt)
         if len(prompts) != 1:
             raise ValueError(f"[stream] prompt: expected one, got {len(prompts)}")
-        requests = self._requests(prompts, prefix, cache, cache_salt, discover, options)
-        return self._events(self._engine.start(requests), len(requests[0][0]), stops)
+        requests, ending = self._requests(
+            prompts, prefix, cache, cache_salt, discover, stop, options
+        )
+        rows = len(requests[0][0])
+        generation = self._engine.start(requests)
+        return self._events(generation, rows, ending, EarlyStops(generation, [ending], [rows]))
 
     def _events(
-        self, generation: _core.Generation, prompt_rows: int, stops: tuple[str, ...]
+        self, generation: _core.Generation, prompt_rows: int, ending: Ending, stops: EarlyStops
     ) -> Generator[StepEvent, None, Output]:
         while not generation.done:
-            for e in generation.step():
+            events = generation.step()
+            stops.look(events)
+            for e in events:
                 canvas = e.canvas
-                text = self._text(canvas[prompt_rows:], stops)[0]
+                text = ending.text(canvas[prompt_rows:])[0]
                 yield StepEvent(e.step, canvas, e.positions, e.tokens, e.confidences, text)
-        return self._output(generation.results()[0], stops)
+        return _output(generation.results()[0], ending)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -245,8 +250,8 @@ class LLM(LoadedModel):
             prefixes.append(prefix)
             prompts.append(prompt)
         return self.generate(
-            prompts, prefix=prefixes, cache=cache, cache_salt=cache_salt, stop=stop,
-            progress=progress, **options,
+            prompts, prefix=prefixes, cache=cache, cache_salt=cache_salt,
+            stop=stop, progress=progress, **options,
         )  # fmt: skip
 
     def _chat_tokenizer(self) -> Tokenizer:
@@ -280,10 +285,11 @@ class LLM(LoadedModel):
         cache: object,
         cache_salt: object,
         discover: object,
+        stop: object,
         options: dict[str, Any],
-    ) -> list[_Request]:
+    ) -> tuple[list[_Request], Ending]:
         count = len(prompts)
-        settings = resolve_options(options, self._sidecar.generation)
+        settings, ending = self._settings(options, self._stops(stop))
         policies = self._policies(cache, count)
         salt, look = as_salt(cache_salt), as_discover(discover)
         shared: dict[int, NDArray[np.int32]] = {}  # by identity: one list element for all prompts
@@ -302,27 +308,26 @@ class LLM(LoadedModel):
                 )
             joined = np.concatenate([head, ids]) if len(head) else ids
             requests.append((joined, len(head), settings, policies[i], salt, look))
-        return requests
+        return requests, ending
 
-    def _text(self, response: NDArray[np.int32], stops: tuple[str, ...]) -> tuple[str, str | None]:
-        """Text of a response [g], and what ended it: "eos", "stop" or None."""
-        ends = np.flatnonzero(np.isin(response, self._ends))
-        ended = "eos" if ends.size else None
-        if self.tokenizer is None:
-            return "", ended
-        text = self.tokenizer.decode_masked(
-            response[: ends[0]] if ends.size else response, self.config.mask_token_id, MASK_TEXT
-        )
-        cuts = [at for at in map(text.find, stops) if at >= 0]
-        return (text[: min(cuts)], "stop") if cuts else (text, ended)
+    def _settings(
+        self, options: dict[str, Any], stops: tuple[str, ...]
+    ) -> tuple[dict[str, Any], Ending]:
+        """The engine's options, and what ends the text."""
+        settings = resolve_options(options, self._sidecar.generation)
+        ends = tuple(settings.get("end_tokens", self._ends))
+        early = bool(settings.get("early_stop", False))
+        if stops and not ends:
+            settings["early_stop"] = False  # the engine knows no other ends
+        return settings, Ending(self.tokenizer, self.config.mask_token_id, ends, stops, early)
 
-    def _output(self, result: _core.Result, stops: tuple[str, ...]) -> Output:
-        tokens, reason = result.tokens, result.finish_reason
-        text, ended = self._text(tokens[tokens != self.config.mask_token_id], stops)
-        if ended is not None and reason != "cancelled":
-            reason = ended
-        stats = RequestStats.of(result.stats)
-        return Output(text, tokens, result.confidences, reason, stats)
+
+def _output(result: _core.Result, ending: Ending) -> Output:
+    tokens, reason = result.tokens, result.finish_reason
+    text, ended = ending.text(tokens[tokens != ending.mask])
+    if ended is not None and reason != "cancelled":
+        reason = ended
+    return Output(text, tokens, result.confidences, reason, RequestStats.of(result.stats))
 
 
 def _bar(total: int, enabled: bool) -> AbstractContextManager[Any]:

@@ -23,8 +23,10 @@ from .tokenizer import Tokenizer
 
 _log = logging.getLogger("bicache")
 
-# LLaDA's, Dream's and LLaDA-MoE's.
-_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
+# How LLaDA's, Qwen's (Dream's) and LLaDA-MoE's tokenizers spell it; and its id where the folder has
+# no tokenizer, by the ids of end of text and mask, which are theirs alone.
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
+_PUBLISHED_EOT = {(126081, 126336): 126348, (151643, 151666): 151645}
 
 Cache = str | Policy
 Tap = Callable[[int, str, NDArray[np.float32]], None]
@@ -76,7 +78,8 @@ class LoadedModel:
         self.config = self._engine.config
         self._fingerprint = self._engine.fingerprint
         self._policy = self._as_policy(cache)  # a calibration must be of these weights
-        self._ends = [i for i in (self.config.eos_token_id, self.config.eot_token_id) if i >= 0]
+        ends = (self.config.eos_token_id, self.config.eot_token_id)
+        self._ends = [i for i in ends if i >= 0 and i != self.config.mask_token_id]
         self._encoder = Encoder(self.tokenizer, self.config.embeddings, self.path)
         self._taps: list[tuple[object, Tap]] = []  # open ones, the last is in use
         _log.info(
@@ -298,10 +301,12 @@ class LoadedModel:
 
     def _find_eot(self) -> int:
         """The end-of-turn id that config.json may leave to the tokenizer; -1: none."""
-        if self.config.eot_token_id >= 0 or self.tokenizer is None:
-            return self.config.eot_token_id
-        for name in _TURN_ENDS:
-            found = self.tokenizer.token_id(name)
-            if found is not None and found < self.config.embeddings:
-                return found
-        return -1
+        c = self.config
+        if c.eot_token_id >= 0:
+            return c.eot_token_id
+        if self.tokenizer is None:
+            found = [_PUBLISHED_EOT.get((c.eos_token_id, c.mask_token_id))]
+        else:
+            found = [self.tokenizer.token_id(name) for name in _END_OF_TURN]
+        ends = [i for i in found if i is not None and i < c.embeddings and i != c.eos_token_id]
+        return ends[0] if ends else -1

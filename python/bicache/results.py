@@ -72,12 +72,13 @@ class Output:
     """What one prompt produced.
 
     Attributes:
-        text: The response up to the first end-of-text token and the first stop string, without
-            special tokens; "" if the checkpoint has no tokenizer.
+        text: The response up to the first end token (`end_tokens`) or stop string, whichever
+            comes first, without special tokens; "" if the checkpoint has no tokenizer.
         tokens: The whole response. int32 [g]
         confidences: Probability of each token when it was committed, without noise or
             temperature, by every rule; NaN where none was. float32 [g]
-        finish_reason: "eos", "stop" (a stop string was found), "length" or "cancelled".
+        finish_reason: What ended the text: "eos" (an end token), "stop" (a stop string), "length"
+            (nothing did) or "cancelled".
         stats: The work it took.
     """
 
@@ -109,7 +110,8 @@ class StepEvent:
         positions: Canvas positions committed now, ascending. int64 [k]
         tokens: What was written there. int32 [k]
         confidences: Its probability. float32 [k]
-        text: The response so far; every masked position shows as `bicache.MASK_TEXT`.
+        text: The response so far, ended as in Output; every masked position shows as
+            `bicache.MASK_TEXT`.
     """
 
     step: int
