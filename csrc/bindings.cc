@@ -91,11 +91,14 @@ std::shared_ptr<Generation> start(std::shared_ptr<Engine> engine, const py::list
   std::vector<Request> requests;
   for (const py::handle& item : list) {
     using Discover = std::optional<std::pair<int64_t, int64_t>>;
-    const auto [tokens, prefix, options, policy, salt, discover] =
-        item.cast<std::tuple<py::object, int64_t, py::dict, PolicyHandle, std::string, Discover>>();
+    const auto [tokens, prefix, options, policy, salt, discover, response] =
+        item.cast<std::tuple<py::object, int64_t, py::dict, PolicyHandle, std::string, Discover,
+                             py::object>>();
     requests.push_back({to_vector<int32_t>(tokens, "[generate] prompt"), prefix,
                         to_options(options), policy.policy, salt, std::nullopt});
     if (discover) requests.back().discover = DiscoveryRule{discover->first, discover->second};
+    if (!response.is_none())
+      requests.back().response = to_vector<int32_t>(response, "[generate] response");
   }
   return std::make_shared<Generation>(std::move(engine), std::move(requests), batch_rows);
 }
@@ -300,7 +303,8 @@ void bind_engine(py::module_& m) {
            "without any cache.")
       .def("start", &start, py::arg("requests"), py::kw_only(), py::arg("batch_rows") = 4096,
            "Requests are (prompt ids int32 [p + u], p, options, Policy, salt, None or "
-           "(min_tokens, min_requests) to look for a prefix); checked before anything runs.")
+           "(min_tokens, min_requests) to look for a prefix, None or response ids int32 [g] with "
+           "masks to fill); checked before anything runs.")
       .def(
           "set_tap",
           [](Engine& e, py::object function) {

@@ -78,10 +78,17 @@ class Twins:
         prefix = self.prefix(s).numpy() if s.p else None
         return {"prompt": self.own(s).numpy(), "prefix": prefix}
 
-    def run(self, cache: Any, s: Shape, o: Decoding, seed: int = 0) -> bicache.Output:
+    def run(
+        self, cache: Any, s: Shape, o: Decoding, seed: int = 0, given: Tensor | None = None
+    ) -> bicache.Output:
         prompt = self.request(s)
         (output,) = self.llm.generate(
-            [prompt["prompt"]], prefix=prompt["prefix"], cache=cache, seed=seed, **asdict(o)
+            [prompt["prompt"]],
+            prefix=prompt["prefix"],
+            response=None if given is None else given.numpy(),
+            cache=cache,
+            seed=seed,
+            **asdict(o),
         )
         return output
 
@@ -131,6 +138,7 @@ class Twins:
         o: Decoding,
         seed: int = 0,
         unconditional: Cached | None = None,
+        given: Tensor | None = None,
     ) -> Trace:
         """What the reference makes of a request, with the engine's noise of `seed`. A near tie
         between rows the loops choose counts as one between tokens."""
@@ -141,7 +149,9 @@ class Twins:
         def order_noise(step: int, position: int) -> float:
             return float(_core.uniform(seed, "confidence", step, position, 1)[0])
 
-        trace = decode(loop, self.model, self.prompt(s), o, token_noise, order_noise, unconditional)
+        trace = decode(
+            loop, self.model, self.prompt(s), o, token_noise, order_noise, unconditional, given
+        )
         if min(getattr(x, "gap", math.inf) for x in (loop, unconditional)) < SELECTION:
             trace.margin = 0.0
         return trace

@@ -110,7 +110,9 @@ class Decoder:
 
     `step` of the noise: passes that predicted, or with Dream's rules, whose steps that commit
     nothing are not run, the step of the schedule.
-    unconditional: the model behind the canvas whose prompt is masked, for cfg_scale.
+    unconditional: the model behind the canvas without anything that was given (D.1's
+        prompt_index: what is no mask at the start), for cfg_scale.
+    given: what stands in the response at the start [g], masks to be filled; None: masks alone.
     """
 
     def __init__(
@@ -122,11 +124,14 @@ class Decoder:
         token_noise: TokenNoise = no_noise,
         order_noise: OrderNoise = no_noise,
         unconditional: Cached | None = None,
+        given: Tensor | None = None,
     ) -> None:
         self.cached, self.unconditional, self.model, self.o = cached, unconditional, model, o
         self.token_noise, self.order_noise = token_noise, order_noise
         self.first = len(prompt)
-        self.x = torch.cat([prompt, torch.full((o.gen_length,), model.mask)])
+        response = torch.full((o.gen_length,), model.mask) if given is None else given
+        self.x = torch.cat([prompt, response])
+        self.known = self.x != model.mask
         none = torch.full((o.gen_length,), math.nan, dtype=torch.float64)
         self.trace = Trace(self.x[self.first :], none)  # a view: filled in as x is
 
@@ -180,7 +185,7 @@ class Decoder:
             return cond
         assert self.unconditional is not None
         masked = self.x.clone()
-        masked[: self.first] = self.model.mask
+        masked[self.known] = self.model.mask
         un = self.unconditional(masked, block)
         return un + (self.o.cfg_scale + 1) * (cond - un)
 
@@ -257,9 +262,10 @@ def decode(
     token_noise: TokenNoise = no_noise,
     order_noise: OrderNoise = no_noise,
     unconditional: Cached | None = None,
+    given: Tensor | None = None,
 ) -> Trace:
     """What one request becomes."""
-    return Decoder(cached, model, prompt, o, token_noise, order_noise, unconditional).run()
+    return Decoder(cached, model, prompt, o, token_noise, order_noise, unconditional, given).run()
 
 
 def uncached(model: Llada) -> Cached:

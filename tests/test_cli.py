@@ -225,6 +225,19 @@ def test_stop_with_early_stop(model: str, capsys: Any) -> None:
     assert found[0]["stats"]["steps"] == 8 > found[1]["stats"]["steps"]
 
 
+def test_response(model: str, capsys: Any) -> None:
+    argv = ["generate", model, "--prompt", "w5", "--prompt", "w6", "--json"]
+    for mask in (bicache.MASK_TEXT, "<|mdm_mask|>"):
+        assert cli.main([*argv, "--response", f"w9 {mask} {mask} w10 {mask}"]) == 0
+        for line, prompt in zip(capsys.readouterr().out.splitlines(), ("w5", "w6"), strict=True):
+            got = json.loads(line)
+            want = LLM(model).generate(prompt, response=[9, None, None, 10, None])[0]
+            assert got["tokens"] == want.tokens.tolist()
+            assert got["confidences"][0] is got["confidences"][3] is None
+    assert cli.main([*argv, "--response", "w9", "--gen-length", "4"]) == 2
+    assert "response: expected 4 tokens (gen_length), got 1" in capsys.readouterr().err
+
+
 def on_a_terminal(argv: list[str]) -> tuple[int, str]:
     """Exit code and output of the program with stdout and stderr on a terminal."""
     main, terminal = pty.openpty()

@@ -48,6 +48,11 @@ def test_tutorial_says_what_the_model_answers() -> None:
         in (ROOT / "docs" / "tutorial.md").read_text()
     )
     assert out.finish_reason == "eos"
+    stopped = llm.generate("which are red or blue ?", prefix=document, stop=["blue", "white"])[0]
+    gap = f" {bicache.MASK_TEXT}" * 3
+    filled = llm.generate("which are red or blue ?", prefix=document, response=f"red-fox{gap}")[0]
+    text = (ROOT / "docs" / "tutorial.md").read_text().split("## 10.")[1]
+    assert f"{(stopped.text, stopped.finish_reason)!r}" in text and f"{filled.text!r}" in text
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,12 @@ def test_published_ends_without_a_tokenizer(
     small = {"layers": 1, "dim": 4, "heads": 1, "ffn": 4, "vocab": 152064}
     folder = copy_checkpoint(tiny_checkpoint(**small))
     edit_json(folder / "config.json", eos_token_id=eos, mask_token_id=mask)
-    assert LLM(folder, threads=1).config.eot_token_id == eot
-    assert LLM(folder, threads=1).config.eos_token_id == eos
+    llm = LLM(folder, threads=1)
+    assert llm.config.eot_token_id == eot
+    for end in (eos, eot):
+        out = llm.generate([5], response=[7, end, 9])[0]
+        assert out.finish_reason == "eos"
+    assert llm.generate([5], response=[7, 8, 9])[0].finish_reason == "length"
 
 
 # ---- stop strings
@@ -210,6 +214,19 @@ def test_early_stop_in_a_batch(text_llm: LLM) -> None:
         assert same_bits(alone, out) and alone.text == out.text
         assert alone.stats.steps == out.stats.steps
     assert together[0].stats.steps < 12 and together[0].finish_reason == "stop"
+
+
+def test_a_given_response_may_have_ended(text_llm: LLM) -> None:
+    settings: dict[str, Any] = {"stop": "w9", "early_stop": True}
+    responses = [[7, 9, None, 11], [None, 9, None, 11], [7, 9, 8, 11], [7, EOS, 9, None]]
+    outs = text_llm.generate(["w5"] * 4, response=responses, **settings)
+    assert [o.stats.passes == 0 for o in outs] == [True, False, True, True]
+    assert [o.finish_reason for o in outs] == ["stop", outs[1].finish_reason, "stop", "eos"]
+    assert [o.text.strip() for o in outs[::2]] == ["w7", "w7"] and outs[3].text == "w7"
+    assert outs[0].tokens.tolist() == [7, 9, EOS, 11]
+    for response, out in zip(responses, outs, strict=True):
+        events, last = streamed(text_llm, response=response, **settings)
+        assert same_bits(last, out) and len(events) == out.stats.steps
 
 
 def test_stop_strings_alone_can_end_early(text_llm: LLM) -> None:

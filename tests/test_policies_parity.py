@@ -307,7 +307,7 @@ def test_no_cache_recomputes_everything(tiny_checkpoint: Maker) -> None:
     assert list(case.run("none", options, 0).stats.rows_per_layer) == rows
 
 
-Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, None]
+Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, None, None]
 
 
 def mixed_requests(model: Llada) -> list[Request]:
@@ -336,7 +336,7 @@ def mixed_requests(model: Llada) -> list[Request]:
         head = torch.empty(0, dtype=torch.int64) if prefix is None else prefix
         ids = torch.cat([head, random_tokens(own, model, i)]).numpy().astype(np.int32)
         policy = _core.make_policy(cache)
-        requests.append((ids, len(head), options, policy, "", None))
+        requests.append((ids, len(head), options, policy, "", None, None))
     return requests
 
 

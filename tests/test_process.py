@@ -32,7 +32,7 @@ def test_a_step_releases_the_gil(tiny_checkpoint: Maker) -> None:
     engine = _core.Engine(str(tiny_checkpoint(dim=64, layers=4, context=1024)), threads=1)
     prompt = np.full(500, 5, np.int32)
     policy = _core.make_policy("none")
-    generation = engine.start([(prompt, 0, {"gen_length": 4}, policy, "", None)] * 4)
+    generation = engine.start([(prompt, 0, {"gen_length": 4}, policy, "", None, None)] * 4)
     began, ended = threading.Event(), threading.Event()
 
     def work() -> None:

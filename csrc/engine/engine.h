@@ -32,6 +32,8 @@ struct Request {
   PolicyPtr policy;
   std::string salt;                       // requests with different salts share no prefix entry
   std::optional<DiscoveryRule> discover;  // where `prefix` is 0: look for one when it is admitted
+  std::vector<int32_t> response = {};     // [g]: what stands there already, and masks to fill;
+                                          // empty: all masks
 };
 
 // One committed step of one request.

@@ -65,6 +65,13 @@ void check_banned(const ModelConfig& c, const GenerationOptions& o) {
           "token, got one without");
 }
 
+void check_ids(const ModelConfig& c, const char* what, const std::vector<int32_t>& ids) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    require(0 <= ids[i] && ids[i] < c.embeddings, "[generate] ", what, " token ", i,
+            ": expected an id of 0..", c.embeddings - 1, ", got ", ids[i]);
+  }
+}
+
 }  // namespace
 
 Generation::Generation(std::shared_ptr<Engine> engine, std::vector<Request> requests,
@@ -91,10 +98,11 @@ void Generation::check(size_t index) {
             "[generate] prompt (", prompt, ") + gen_length (", r.options.gen_length,
             "): expected at most ", c.context, " tokens (the model's context), got ",
             prompt + r.options.gen_length);
-    for (int64_t i = 0; i < prompt; ++i) {
-      require(0 <= r.prompt[i] && r.prompt[i] < c.embeddings, "[generate] prompt token ", i,
-              ": expected an id of 0..", c.embeddings - 1, ", got ", r.prompt[i]);
-    }
+    check_ids(c, "prompt", r.prompt);
+    const auto given = static_cast<int64_t>(r.response.size());
+    require(given == 0 || given == r.options.gen_length, "[generate] response: expected ",
+            r.options.gen_length, " tokens (gen_length), got ", given);
+    check_ids(c, "response", r.response);
     resolve_ends(c, r.options);
     check_banned(c, r.options);
     r.policy->check(info(r));
@@ -125,21 +133,24 @@ std::unique_ptr<Generation::Active> Generation::start(size_t index) {
   auto a = std::make_unique<Active>();
   a->begin = std::chrono::steady_clock::now();
   a->index = index;
-  const bool runs = asked_[index] == Ask::nothing;
+  const int32_t mask = engine_->model().config().mask_token_id;
+  r.response.resize(static_cast<size_t>(r.options.gen_length), mask);
+  const bool done = complete(index, r.response) ||
+                    std::find(r.response.begin(), r.response.end(), mask) == r.response.end();
+  const bool runs = !done && asked_[index] == Ask::nothing;
   if (r.discover && r.prefix == 0 && runs) r.prefix = engine_->discover(r);
   a->info = info(r);
-  const int32_t mask = engine_->model().config().mask_token_id;
   std::vector<int32_t> canvas = r.prompt;
-  canvas.resize(static_cast<size_t>(a->info.n()), mask);
+  canvas.insert(canvas.end(), r.response.begin(), r.response.end());
   a->stats.prefix_tokens = a->info.p;
   a->branches.push_back(branch(r, *a, canvas, runs));
-  if (r.options.cfg_scale > 0) {
+  if (r.options.cfg_scale > 0) {  // without anything that was given, prompt or response
     std::fill(canvas.begin(), canvas.end(), mask);
     a->branches.push_back(branch(r, *a, canvas, runs));
   }
   a->confidences.assign(static_cast<size_t>(a->info.g), std::numeric_limits<float>::quiet_NaN());
   a->progress = Progress(a->info, r.options);
-  advance(*a);
+  if (done || !advance(*a)) finish(*a, "length");
   return a;
 }
 

@@ -184,12 +184,21 @@ class Engine:
     def start(
         self,
         requests: list[
-            tuple[NDArray[np.int32], int, dict[str, Any], Policy, str, tuple[int, int] | None]
+            tuple[
+                NDArray[np.int32],
+                int,
+                dict[str, Any],
+                Policy,
+                str,
+                tuple[int, int] | None,
+                NDArray[np.int32] | None,
+            ]
         ],
         *,
         batch_rows: int = 4096,
     ) -> Generation:
-        """Requests are (prompt ids [p + u], p, options, policy, salt, discovery); checked first."""
+        """Requests are (prompt ids [p + u], p, options, policy, salt, discovery, response [g] with
+        masks to fill or None); checked first."""
     def set_tap(self, tap: Callable[[int, str, NDArray[np.float32]], None] | None) -> None:
         """tap(layer, name, array) for every pass from now on; None: off."""
     def prefix_stats(self) -> dict[str, int]: ...

@@ -183,6 +183,11 @@ def _add_generate(commands: Any) -> None:
         metavar="POLICY",
         help=f"{_cache_help()}, or auto (calibrated for the model); default: none",
     )
+    parser.add_argument(
+        "--response", metavar="TEXT",
+        help="what stands in the response already, with U+2591 or the tokenizer's mask token for "
+        "every token to fill in; its length is the default of --gen-length",
+    )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the text before TEXT")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: all")
     parser.add_argument(
@@ -202,6 +207,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.system is not None and not args.chat:
         raise ValueError("[generate] --system: expected with --chat, got it alone")
     settings: dict[str, Any] = {
+        "response": args.response,
         "stop": args.stop,
         **given_options(args),
     }

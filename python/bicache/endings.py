@@ -80,6 +80,7 @@ class EarlyStops:
         generation: Before its first step.
         endings: One per request.
         firsts: Where their responses begin on their canvases.
+        given: What stands in these at the start [g]; None: masks alone.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class EarlyStops:
         generation: _core.Generation,
         endings: Sequence[Ending],
         firsts: Sequence[int],
+        given: Sequence[NDArray[np.int32] | None],
     ) -> None:
         self._generation = generation
         self._waiting = {
@@ -94,13 +96,17 @@ class EarlyStops:
             for i, (ending, first) in enumerate(zip(endings, firsts, strict=True))
             if ending.early and ending.stops
         }
+        for i, response in enumerate(given):
+            if response is not None:
+                self._look(i, response)
 
     def look(self, events: Iterable[_core.StepEvent]) -> None:
         """After a step, at what it committed."""
         for event in events:
-            if event.request not in self._waiting:
-                continue
-            ending, first = self._waiting[event.request]
-            if ending.settled(event.canvas[first:]):
-                del self._waiting[event.request]
-                self._generation.stop(event.request)
+            if event.request in self._waiting:
+                self._look(event.request, event.canvas[self._waiting[event.request][1] :])
+
+    def _look(self, request: int, response: NDArray[np.int32]) -> None:
+        if request in self._waiting and self._waiting[request][0].settled(response):
+            del self._waiting[request]
+            self._generation.stop(request)

@@ -16,9 +16,10 @@ from .tokenizer import Tokenizer
 
 Ids: TypeAlias = "list[int] | tuple[int, ...] | NDArray[np.integer[Any]]"
 Prompt: TypeAlias = "str | Ids"
+Response: TypeAlias = "str | list[int | None] | tuple[int | None, ...] | NDArray[np.integer[Any]]"
 
 MASK_TEXT = "\u2591"
-"""How StepEvent.text shows a masked position."""
+"""A masked position in text: in StepEvent.text, and in `response=`."""
 
 _NO_IDS: NDArray[np.int32] = np.empty(0, np.int32)
 
@@ -167,6 +168,32 @@ class Encoder:
         tokenizer = self._tokenizer(where)
         return tokenizer.encode_prompt(check_text(prompt, where), after_prefix=after_prefix)
 
+    def response(self, response: object, where: str, mask: int) -> NDArray[np.int32] | None:
+        """Ids [g] of what stands in a response already, `mask` where it is to be filled; or None.
+
+        Args:
+            response: Ids with None or `mask` to fill, or text with MASK_TEXT for every such token.
+            where: For messages.
+            mask: The mask's id.
+        """
+        if response is None:
+            return None
+        if isinstance(response, str):
+            tokenizer = self._tokenizer(where)
+            parts = [
+                tokenizer.encode_prompt(part, after_prefix=True) if part else _NO_IDS
+                for part in check_text(response, where).split(MASK_TEXT)
+            ]
+            one = np.array([mask], np.int32)
+            ids = np.concatenate([x for part in parts for x in (part, one)][:-1])
+        else:
+            if isinstance(response, (list, tuple)):
+                response = [mask if token is None else token for token in response]
+            ids = as_ids(response, where, self.embeddings)
+        if not len(ids):
+            raise ValueError(f"[{where}: expected at least one token, got none")
+        return ids
+
     def _tokenizer(self, where: str) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(
@@ -210,6 +237,27 @@ def split_prefixes(prefix: object, count: int) -> list[object]:
             f"got a list of {len(prefix)}"
         )
     return list(prefix)
+
+
+def split_responses(response: object, count: int) -> list[object]:
+    """One response (or None) per prompt: `response` itself for all, or a list with one for each.
+
+    A list with a number in it is one response."""
+    if response is None or isinstance(response, (str, np.ndarray)):
+        return [response] * count
+    if not isinstance(response, (list, tuple)):
+        raise TypeError(
+            "[generate] response: expected text, token ids (None or the mask's to be filled), or a "
+            f"list of these, got {type(response).__name__}"
+        )
+    if not response or any(isinstance(x, (numbers.Number, np.generic)) for x in response):
+        return [response] * count
+    if len(response) != count:
+        raise ValueError(
+            f"[generate] response: expected one for all prompts or a list of {count}, "
+            f"got a list of {len(response)}"
+        )
+    return list(response)
 
 
 def as_rows(rows: object, count: int) -> NDArray[np.int64]:

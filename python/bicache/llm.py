@@ -16,16 +16,24 @@ from numpy.typing import NDArray
 from . import _core
 from .chat import ChatTemplate, Messages, encode_split, split_conversations
 from .endings import EarlyStops, Ending
-from .inputs import Prompt, as_stop, split_prefixes, split_prompts
+from .inputs import Prompt, Response, as_stop, split_prefixes, split_prompts, split_responses
 from .loaded import Cache, LoadedModel
-from .options import documented, resolve_options
+from .options import ALIASES, documented, resolve_options
 from .prefixes import Discover, as_discover, as_salt
 from .results import Output, RequestStats, StepEvent
 from .tokenizer import Tokenizer
 
 _log = logging.getLogger("bicache")
 
-_Request = tuple[NDArray[np.int32], int, dict[str, Any], _core.Policy, str, tuple[int, int] | None]
+_Request = tuple[
+    NDArray[np.int32],
+    int,
+    dict[str, Any],
+    _core.Policy,
+    str,
+    tuple[int, int] | None,
+    NDArray[np.int32] | None,
+]
 
 
 class LLM(LoadedModel):
@@ -62,6 +70,7 @@ class LLM(LoadedModel):
         prompts: Prompt | Sequence[Prompt],
         *,
         prefix: Prompt | Sequence[Prompt | None] | None = None,
+        response: Response | Sequence[Response | None] | None = None,
         cache: Cache | Sequence[Cache | None] | None = None,
         cache_salt: str | None = None,
         discover: bool | Discover = False,
@@ -80,6 +89,13 @@ class LLM(LoadedModel):
                 integer array of them. May be empty where there is a prefix.
             prefix: What stands before the prompts and is shared with other requests: text or ids
                 for all of them, or a list with one (or None) per prompt. It is encoded by itself.
+            response: What stands in the response already and never changes: token ids with None
+                (or the mask's id) where they are to be filled in, or text with
+                `bicache.MASK_TEXT` (or the tokenizer's mask token) for every token to fill in,
+                the parts between encoded by themselves; for all prompts, or a list with one (or
+                None) per prompt (a list with a number in it is one response). Its length is the
+                default of gen_length. With nothing to fill in, nothing runs. cfg_scale guides
+                towards it as towards the prompt.
             cache: As for LLM; None: the LLM's own; or a list with one per prompt.
             cache_salt: Whose prefixes these are. Requests with different salts never share one,
                 however equal their text: give each tenant its own.
@@ -99,18 +115,22 @@ class LLM(LoadedModel):
             ValueError: A wrong value; "[where] what: expected X, got Y".
         """
         begin = time.perf_counter()
-        requests, ending = self._requests(
-            split_prompts(prompts), prefix, cache, cache_salt, discover, stop, options
+        requests, endings = self._requests(
+            split_prompts(prompts), prefix, response, cache, cache_salt, discover, stop, options
         )
         generation = self._engine.start(requests)
-        endings = [ending] * len(requests)
-        stops = EarlyStops(generation, endings, [len(request[0]) for request in requests])
+        stops = EarlyStops(
+            generation, endings, [len(r[0]) for r in requests], [r[6] for r in requests]
+        )
         with _bar(generation.steps_total, progress) as bar:
             while not generation.done:
                 stops.look(generation.step())
                 if bar is not None:
                     bar.update(generation.steps_done - bar.n)
-        outputs = [_output(result, ending) for result in generation.results()]
+        outputs = [
+            _output(result, ending)
+            for result, ending in zip(generation.results(), endings, strict=True)
+        ]
         _log.debug(
             "generated %d requests: %d tokens, %d rows, %d prefix hits, %.3f s",
             len(outputs), sum(len(o.tokens) for o in outputs), sum(o.stats.rows for o in outputs),
@@ -124,6 +144,7 @@ class LLM(LoadedModel):
         prompt: Prompt,
         *,
         prefix: Prompt | None = None,
+        response: Response | None = None,
         cache: Cache | None = None,
         cache_salt: str | None = None,
         discover: bool | Discover = False,
@@ -137,6 +158,7 @@ class LLM(LoadedModel):
         Args:
             prompt: Text, a list of token ids, or a 1-D integer array of them.
             prefix: As for generate().
+            response: As for generate().
             cache: As for generate().
             cache_salt: As for generate().
             discover: As for generate().
@@ -156,12 +178,13 @@ class LLM(LoadedModel):
         prompts = split_prompts(prompt)
         if len(prompts) != 1:
             raise ValueError(f"[stream] prompt: expected one, got {len(prompts)}")
-        requests, ending = self._requests(
-            prompts, prefix, cache, cache_salt, discover, stop, options
+        requests, endings = self._requests(
+            prompts, prefix, response, cache, cache_salt, discover, stop, options
         )
-        rows = len(requests[0][0])
+        prompt_ids, given = requests[0][0], requests[0][6]
         generation = self._engine.start(requests)
-        return self._events(generation, rows, ending, EarlyStops(generation, [ending], [rows]))
+        stops = EarlyStops(generation, endings, [len(prompt_ids)], [given])
+        return self._events(generation, len(prompt_ids), endings[0], stops)
 
     def _events(
         self, generation: _core.Generation, prompt_rows: int, ending: Ending, stops: EarlyStops
@@ -211,6 +234,7 @@ class LLM(LoadedModel):
         self,
         conversations: Messages | Sequence[Messages],
         *,
+        response: Response | Sequence[Response | None] | None = None,
         cache: Cache | Sequence[Cache | None] | None = None,
         cache_salt: str | None = None,
         stop: str | Sequence[str] | None = None,
@@ -225,6 +249,7 @@ class LLM(LoadedModel):
         Args:
             conversations: One conversation or a list of them. A conversation is a list of messages
                 {"role": ..., "content": ...}, both text; the last one is the user's.
+            response: As for generate().
             cache: As for generate().
             cache_salt: As for generate().
             stop: As for generate().
@@ -250,7 +275,7 @@ class LLM(LoadedModel):
             prefixes.append(prefix)
             prompts.append(prompt)
         return self.generate(
-            prompts, prefix=prefixes, cache=cache, cache_salt=cache_salt,
+            prompts, prefix=prefixes, response=response, cache=cache, cache_salt=cache_salt,
             stop=stop, progress=progress, **options,
         )  # fmt: skip
 
@@ -282,20 +307,27 @@ class LLM(LoadedModel):
         self,
         prompts: list[object],
         prefix: object,
+        response: object,
         cache: object,
         cache_salt: object,
         discover: object,
         stop: object,
         options: dict[str, Any],
-    ) -> tuple[list[_Request], Ending]:
-        count = len(prompts)
-        settings, ending = self._settings(options, self._stops(stop))
+    ) -> tuple[list[_Request], list[Ending]]:
+        count, stops = len(prompts), self._stops(stop)
         policies = self._policies(cache, count)
         salt, look = as_salt(cache_salt), as_discover(discover)
         shared: dict[int, NDArray[np.int32]] = {}  # by identity: one list element for all prompts
+        settings: dict[int | None, tuple[dict[str, Any], Ending]] = {}  # by length of `response`
         requests: list[_Request] = []
-        for i, (prompt, before) in enumerate(
-            zip(prompts, split_prefixes(prefix, count), strict=True)
+        endings: list[Ending] = []
+        for i, (prompt, before, given) in enumerate(
+            zip(
+                prompts,
+                split_prefixes(prefix, count),
+                split_responses(response, count),
+                strict=True,
+            )
         ):
             if id(before) not in shared:
                 shared[id(before)] = self._encoder.prefix(before, f"generate] prefix {i}")
@@ -307,13 +339,25 @@ class LLM(LoadedModel):
                     "got none"
                 )
             joined = np.concatenate([head, ids]) if len(head) else ids
-            requests.append((joined, len(head), settings, policies[i], salt, look))
-        return requests, ending
+            fixed = self._encoder.response(
+                given, f"generate] response {i}", self.config.mask_token_id
+            )
+            length = None if fixed is None else len(fixed)
+            if length not in settings:
+                settings[length] = self._settings(options, stops, length)
+            own, ending = settings[length]
+            endings.append(ending)
+            requests.append((joined, len(head), own, policies[i], salt, look, fixed))
+        return requests, endings
 
     def _settings(
-        self, options: dict[str, Any], stops: tuple[str, ...]
+        self, options: dict[str, Any], stops: tuple[str, ...], length: int | None
     ) -> tuple[dict[str, Any], Ending]:
-        """The engine's options, and what ends the text."""
+        """The engine's options, and what ends the text, of requests with (or without) a given
+        response of this length."""
+        names = ["gen_length", *(alias for alias, name in ALIASES.items() if name == "gen_length")]
+        if length is not None and all(options.get(name) is None for name in names):
+            options = options | {"gen_length": length}
         settings = resolve_options(options, self._sidecar.generation)
         ends = tuple(settings.get("end_tokens", self._ends))
         early = bool(settings.get("early_stop", False))

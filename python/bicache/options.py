@@ -176,7 +176,7 @@ def resolve_options(
 
 def unknown_option(key: str, table: Mapping[str, Option], where: str) -> str:
     """The message for an option that does not exist: what exists, and the closest name."""
-    others = ["prefix", "cache", "stop"] if where == "generate" else []
+    others = ["prefix", "response", "cache", "stop"] if where == "generate" else []
     names = [*table, *ALIASES, *others]
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

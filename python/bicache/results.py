@@ -74,7 +74,7 @@ class Output:
     Attributes:
         text: The response up to the first end token (`end_tokens`) or stop string, whichever
             comes first, without special tokens; "" if the checkpoint has no tokenizer.
-        tokens: The whole response. int32 [g]
+        tokens: The whole response, what was given of it included. int32 [g]
         confidences: Probability of each token when it was committed, without noise or
             temperature, by every rule; NaN where none was. float32 [g]
         finish_reason: What ended the text: "eos" (an end token), "stop" (a stop string), "length"
