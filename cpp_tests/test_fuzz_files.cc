@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "fuzz/fuzz_targets.h"
+#include "gguf_image.h"
 #include "support.h"
 #include "temp_files.h"
 
@@ -167,6 +168,20 @@ TEST(FuzzFiles, safetensors_survive_mutations) {
   EXPECT_GT(counts.refused, kMutations / 4);
 }
 
+TEST(FuzzFiles, gguf_files_survive_mutations) {
+  GgufImage plain, values, blocks;
+  plain.text("general.architecture", "llada").uint32("general.alignment", 32);
+  plain.tensor("a", {2, 2}, 0, test_bytes(16)).tensor("b", {3}, 30, test_bytes(6));
+  values.texts("tokens", {"a", "\xC3\xA9"}).boolean("yes", true).float32("eps", 1e-5f);
+  values.value("flags", 9, le32(7) + little_endian(2) + std::string("\1\0", 2));
+  blocks.alignment = 8;
+  blocks.uint32("general.alignment", 8).tensor("q", {32, 1}, 8, test_bytes(34));
+  const std::vector<std::string> seeds = {plain.bytes(), values.bytes(), blocks.bytes()};
+  const Counts counts = mutate_all(seeds, 5, fuzz::run_gguf);
+  EXPECT_GT(counts.accepted, kMutations / 100);
+  EXPECT_GT(counts.refused, kMutations / 4);
+}
+
 // As they are, and with right checksums: otherwise few would come behind them.
 bool run_resealed(const std::string& bytes) {
   const bool accepted = fuzz::run_prefixes(bytes);
@@ -201,6 +216,7 @@ TEST(FuzzFiles, noise_is_refused_or_read) {
     for (char& c : bytes) c = static_cast<char>(bits() % 256);
     EXPECT_NO_THROW(fuzz::run_json(bytes));
     EXPECT_NO_THROW(fuzz::run_safetensors(bytes));
+    EXPECT_NO_THROW(fuzz::run_gguf(bytes));
     EXPECT_NO_THROW(fuzz::run_prefixes(bytes));
   }
 }

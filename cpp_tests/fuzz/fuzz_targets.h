@@ -12,6 +12,7 @@
 
 #include "../prefix_image.h"
 #include "base/check.h"
+#include "files/gguf.h"
 #include "files/json.h"
 #include "files/safetensors.h"
 
@@ -119,6 +120,42 @@ inline bool run_safetensors(std::string_view bytes) {
   } catch (const std::invalid_argument& e) {
     return refused(e);
   } catch (const FileError& e) {
+    return refused(e);
+  }
+}
+
+// Whether the bytes were accepted.
+inline bool run_gguf(std::string_view bytes) {
+  const MemoryFile memory(bytes);
+  try {
+    const Gguf file(memory.path());
+    for (const auto& [key, value] : file.metadata()) {
+      internal_check(is_utf8(key), "a key is not UTF-8");
+      const auto elements = value.elements();
+      internal_check(static_cast<int64_t>(elements.size()) == value.count(),
+                     "elements are missing");
+      for (const GgufValue::Element& e : elements) {
+        const auto* text = std::get_if<std::string_view>(&e);
+        internal_check(text == nullptr || is_utf8(*text), "a value is not UTF-8");
+      }
+    }
+    size_t end = 0;  // of the data that was seen
+    for (const auto& [name, t] : file.tensors()) {
+      internal_check(is_utf8(name), "a name is not UTF-8");
+      const auto data = file.data(t);
+      int64_t count = 1;
+      for (const int64_t n : t.shape) count *= n;
+      internal_check(
+          static_cast<int64_t>(data.size()) * t.format->block == count * t.format->block_bytes,
+          "a tensor has other bytes than its shape needs");
+      const std::string_view seen(reinterpret_cast<const char*>(data.data()), data.size());
+      internal_check(bytes.find(seen) != std::string_view::npos, "a tensor is not in the file");
+      end = std::max(end, static_cast<size_t>(t.begin) + data.size());
+    }
+    internal_check(end <= bytes.size(), "tensors are longer than the file");
+    file.check_size();
+    return true;
+  } catch (const std::invalid_argument& e) {
     return refused(e);
   }
 }

@@ -341,6 +341,15 @@ const Json* Json::find(std::string_view key) const {
   return nullptr;
 }
 
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = utf8_length(text.substr(i));
+    if (length == 0) return false;
+    i += length;
+  }
+  return true;
+}
+
 std::string printable(std::string_view text) {
   constexpr size_t kMaxBytes = 80;
   std::string out;

@@ -51,6 +51,8 @@ class Json {
   std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> value_ = nullptr;
 };
 
+bool is_utf8(std::string_view text);
+
 // Text out of a file, fit for an error message: control characters and bytes that are not UTF-8
 // escaped, and cut (at a UTF-8 boundary) after 80 bytes.
 std::string printable(std::string_view text);
