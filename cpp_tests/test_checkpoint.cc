@@ -149,7 +149,8 @@ TEST(Checkpoint, folder_must_be_a_folder) {
   const TempFolder folder;
   const std::string file = folder.write("file", "");
   EXPECT_TRUE(contains(error_of<std::invalid_argument>([&] { Checkpoint bad(file); }),
-                       "expected a folder with config.json and model.safetensors, got a file"));
+                       "expected a folder with config.json and model.safetensors, or a .gguf file, "
+                       "got another file"));
   EXPECT_TRUE(contains(
       error_of<std::invalid_argument>([&] { Checkpoint bad(folder.path() + "\0x"s); }), "NUL"));
   for (const std::string& path : {folder.at("none"), ""s}) {

@@ -166,16 +166,17 @@ py::dict forecast_dict(const ModelConfig& config, const PolicyHandle& policy, in
 py::dict checkpoint_info(const std::string& folder) {
   using namespace py::literals;
   const Checkpoint checkpoint(folder);
-  py::dict tensors;
+  py::dict tensors, types;
   int64_t parameters = 0;
-  for (const std::string& name : checkpoint.names()) {
-    const Tensor t = checkpoint.tensor(name);
-    parameters += static_cast<int64_t>(t.bytes.size()) / size_bytes(t.dtype);
-    tensors[py::str(name)] =
-        py::make_tuple(std::string(bicache::name(t.dtype)), py::tuple(py::cast(t.shape)));
+  for (const Tensor& t : checkpoint.stored()) {
+    const py::str type{std::string(bicache::name(t.dtype))};
+    parameters = checked_add(parameters, t.count(), "checkpoint");
+    tensors[py::str(t.name)] = py::make_tuple(type, py::tuple(py::cast(t.shape)));
+    const auto bytes = static_cast<int64_t>(t.bytes.size());
+    types[type] = bytes + (types.contains(type) ? types[type].cast<int64_t>() : 0);
   }
   return py::dict("tensors"_a = tensors, "size_bytes"_a = checkpoint.size_bytes(),
-                  "parameters"_a = parameters);
+                  "parameters"_a = parameters, "types"_a = types);
 }
 
 py::array_t<double> uniform_array(int64_t seed, const std::string& stream, int64_t step,
@@ -359,14 +360,17 @@ PYBIND11_MODULE(_core, m) {
   WithoutGil::wait_at_exit();
   bind_config(m);
   bind_policies(m);
+  bind_gguf(m);
   bind_generation(m);
   bind_engine(m);
   m.def(
       "read_config",
       [](const std::string& folder) {
-        return ModelConfig::parse(Checkpoint(folder).config(), folder + "/config.json");
+        const Checkpoint checkpoint(folder);
+        return ModelConfig::parse(checkpoint.config(), checkpoint.config_path());
       },
-      py::arg("folder"), "Sizes and flags of a checkpoint folder, checked; loads no weight.");
+      py::arg("folder"),
+      "Sizes and flags of a checkpoint folder or GGUF file, checked; loads no weight.");
   m.def(
       "parse_config",
       [](const std::string& path) { return ModelConfig::parse(read_json(path), path); },
@@ -378,8 +382,8 @@ PYBIND11_MODULE(_core, m) {
         "A request's statistics from its plans alone; prefix_len shared tokens and prompt_len of "
         "its own.");
   m.def("checkpoint_info", &checkpoint_info, py::arg("folder"),
-        "{'tensors': {name: (dtype, shape)}, 'size_bytes', 'parameters'}, without loading any "
-        "weight.");
+        "{'tensors': {name: (dtype, shape)}, 'size_bytes', 'parameters', 'types': {dtype: bytes}}, "
+        "without loading any weight.");
   m.def("option_table", &option_table, "Generation options: name, type, default, help, choices.");
   m.def("isa", [] { return kernels().isa; }, "The kernel table in use.");
   m.def("available_isas", [] {

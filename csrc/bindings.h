@@ -56,4 +56,7 @@ py::list option_table();
 // Policies, depth hooks, and what hooks see.
 void bind_policies(py::module_& m);
 
+// What is in GGUF files.
+void bind_gguf(py::module_& m);
+
 }  // namespace bicache

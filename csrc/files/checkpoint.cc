@@ -21,8 +21,15 @@ void check_folder(const std::string& folder) {
           "] path: expected no NUL character, got one");
   struct stat info;
   if (::stat(folder.c_str(), &info) != 0) fail_file(errno, folder, "open the model folder");
-  require(S_ISDIR(info.st_mode), "[", folder,
-          "] expected a folder with config.json and model.safetensors, got a file");
+  require(
+      S_ISDIR(info.st_mode), "[", folder,
+      "] expected a folder with config.json and model.safetensors, or a .gguf file, got another "
+      "file");
+}
+
+bool is_folder(const std::string& path) {
+  struct stat info;
+  return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
 // A dangling link exists: opening it then says what is wrong.
@@ -97,7 +104,16 @@ Json read_json(const std::string& path) {
   return json;
 }
 
-Checkpoint::Checkpoint(const std::string& folder) : folder_(folder) {
+Checkpoint::Checkpoint(const std::string& path) : folder_(path) {
+  if (path.ends_with(".gguf") && !is_folder(path)) {
+    gguf_.emplace(path);
+  } else {
+    open_folder();
+  }
+}
+
+void Checkpoint::open_folder() {
+  const std::string& folder = folder_;
   check_folder(folder);
   config_ = read_json(folder + "/config.json");
   // Hugging Face's precedence: a single file wins over an index, which is then not even read. With
@@ -148,16 +164,17 @@ void Checkpoint::add_shard(const std::string& path) {
 }
 
 std::vector<std::string> Checkpoint::names() const {
+  if (gguf_) return gguf_->names();
   std::vector<std::string> names;
   for (const auto& [name, shard] : where_) names.push_back(name);
   return names;
 }
 
 Tensor Checkpoint::tensor(const std::string& name) const {
-  const auto at = where_.find(name);
-  require(at != where_.end(), "[", folder_, "] tensor ", printable(name),
+  require(has(name), "[", folder_, "] tensor ", printable(name),
           ": expected in the checkpoint, got nothing of that name");
-  const SafeTensors& shard = shards_[at->second];
+  if (gguf_) return gguf_->tensor(name);
+  const SafeTensors& shard = shards_[where_.at(name)];
   const TensorInfo& info = shard.tensors().at(name);
   require(info.dtype == "F32" || info.dtype == "BF16", "[", folder_, "] tensor ", printable(name),
           ": expected type F32 or BF16, got ", info.dtype);
@@ -166,13 +183,25 @@ Tensor Checkpoint::tensor(const std::string& name) const {
 
 Tensor Checkpoint::tensor(const std::string& name, const std::vector<int64_t>& shape) const {
   Tensor t = tensor(name);
-  require(t.shape == shape, "[", folder_, "] tensor ", printable(name), ": expected shape ",
+  require(t.shape == shape, "[", folder_, "] tensor ",
+          printable(t.stored_name.empty() ? name : t.stored_name), ": expected shape ",
           shape_text(shape), ", got ", shape_text(t.shape));
   return t;
 }
 
+std::vector<Tensor> Checkpoint::stored() const {
+  if (gguf_) return gguf_->stored();
+  std::vector<Tensor> all;
+  for (const auto& [name, shard] : where_) all.push_back(tensor(name));
+  return all;
+}
+
 int64_t Checkpoint::size_bytes() const {
   int64_t bytes = 0;
+  if (gguf_) {
+    for (const Tensor& t : gguf_->stored())
+      bytes = checked_add(bytes, static_cast<int64_t>(t.bytes.size()), "checkpoint");
+  }
   for (const SafeTensors& shard : shards_) {
     for (const auto& [name, t] : shard.tensors()) {
       bytes = checked_add(bytes, t.end - t.begin, "checkpoint");
@@ -183,6 +212,7 @@ int64_t Checkpoint::size_bytes() const {
 
 void Checkpoint::check_size() const {
   for (const SafeTensors& shard : shards_) shard.check_size();
+  if (gguf_) gguf_->check_size();
 }
 
 }  // namespace bicache

@@ -51,27 +51,14 @@ struct Layout {
   }
 };
 
-// Elements [0, n) of a stored row, which need not be aligned.
-void widen(const std::byte* source, DType stored, int64_t n, float* out) {
-  if (stored == DType::f32) {
-    std::memcpy(out, source, static_cast<size_t>(n) * sizeof(float));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    bf16 x;
-    std::memcpy(&x, source + i * 2, sizeof x);
-    out[i] = to_float(x);
-  }
-}
-
 struct Source {
-  const std::byte* data;
-  DType stored;
-  int64_t outputs, inputs;
+  StoredMatrix stored;
   Factors factors;
 
+  int64_t outputs() const { return stored.rows; }
+  int64_t inputs() const { return stored.cols; }
   void read(int64_t output, int64_t input, int64_t n, float* out) const {
-    widen(data + (output * inputs + input) * size_bytes(stored), stored, n, out);
+    stored.read(output, input, n, out);
     for (int64_t i = 0; i < n && factors.inputs != nullptr; ++i)
       out[i] *= factors.inputs[input + i];
     for (int64_t i = 0; i < n && factors.outputs != nullptr; ++i) out[i] *= factors.outputs[output];
@@ -84,12 +71,15 @@ void narrow(float x, bf16& out) { out = to_bf16(x); }
 // One panel: columns from output `first`.
 template <class Kept>
 void pack_panel(const Source& source, const Layout& layout, int64_t first, Kept* out) {
-  constexpr int64_t kStrip = 16;  // inputs at a time: a cache line of each of the panel's rows
-  const int64_t cols = std::min(layout.panel, source.outputs - first);
+  constexpr int64_t kStrip = 16, kMost = 256;
+  // Inputs at a time: a cache line of each of the panel's rows, or whole blocks.
+  const int64_t step = std::max(kStrip, source.stored.type.format().block);
+  const int64_t cols = std::min(layout.panel, source.outputs() - first);
+  internal_check(step <= kMost, "[gemm] block: expected at most ", kMost, " numbers, got ", step);
   std::memset(out, 0, static_cast<size_t>(layout.panel_bytes));
-  for (int64_t k = 0; k < source.inputs; k += kStrip) {
-    const int64_t n = std::min(kStrip, source.inputs - k);
-    float strip[kStrip];
+  for (int64_t k = 0; k < source.inputs(); k += step) {
+    const int64_t n = std::min(step, source.inputs() - k);
+    float strip[kMost];
     for (int64_t j = 0; j < cols; ++j) {
       source.read(first + j, k, n, strip);
       for (int64_t i = 0; i < n; ++i) narrow(strip[i], out[layout.at(j, k + i)]);
@@ -111,16 +101,16 @@ class Quantizer {
       : kernels_(kernels), layout_(layout), source_(source), kept_(kept) {}
 
   void panel(int64_t first, std::byte* out, uint8_t* groups, float* scale, int32_t* sum) const {
-    const int64_t cols = std::min(layout_.panel, source_.outputs - first);
+    const int64_t cols = std::min(layout_.panel, source_.outputs() - first);
     std::memset(out, 0, static_cast<size_t>(layout_.panel_bytes));
     const bool int4 = kept_ == DType::int4;
     QuantisedChannel c(layout_.words * layout_.group, int4);
-    std::vector<float> w(static_cast<size_t>(source_.inputs));
+    std::vector<float> w(static_cast<size_t>(source_.inputs()));
     for (int64_t j = 0; j < layout_.panel; ++j) {
       if (j < cols) {
-        source_.read(first + j, 0, source_.inputs, w.data());
-        int4 ? quantize_int4(w.data(), source_.inputs, c)
-             : quantize_int8(w.data(), source_.inputs, c);
+        source_.read(first + j, 0, source_.inputs(), w.data());
+        int4 ? quantize_int4(w.data(), source_.inputs(), c)
+             : quantize_int8(w.data(), source_.inputs(), c);
       } else {
         c = QuantisedChannel(layout_.words * layout_.group, int4);
       }
@@ -133,7 +123,7 @@ class Quantizer {
  private:
   void put(const QuantisedChannel& c, int64_t j, std::byte* out, uint8_t* groups) const {
     if (kept_ == DType::int8) {
-      for (int64_t k = 0; k < source_.inputs; ++k)
+      for (int64_t k = 0; k < source_.inputs(); ++k)
         out[layout_.at(j, k)] = static_cast<std::byte>(c.q[k]);
       return;
     }
@@ -169,9 +159,10 @@ int64_t Matrix::size_bytes(const Kernels& kernels, Backend backend, DType kept, 
   return checked_mul(ceil_div(outputs, layout.panel), panel_bytes, "gemm");
 }
 
-Matrix::Matrix(const Kernels& kernels, Backend backend, const std::byte* source, DType stored,
-               DType kept, int64_t outputs, int64_t inputs, int threads, Factors factors)
-    : backend_(backend), dtype_(kept), outputs_(outputs), inputs_(inputs) {
+Matrix::Matrix(const Kernels& kernels, Backend backend, const StoredMatrix& source, DType kept,
+               int threads, Factors factors)
+    : backend_(backend), dtype_(kept), outputs_(source.rows), inputs_(source.cols) {
+  const int64_t outputs = outputs_, inputs = inputs_;
   internal_check(outputs > 0 && inputs > 0, "[gemm] weight shape: expected positive, got [",
                  outputs, ", ", inputs, "]");
   internal_check(backend == Backend::packed || kept == DType::f32,
@@ -180,7 +171,7 @@ Matrix::Matrix(const Kernels& kernels, Backend backend, const std::byte* source,
   require(!is_quantised(kept) || inputs <= kMost, "[gemm] ", name(kept),
           " weights: expected at most ", kMost, " inputs, got ", inputs);
   const int64_t bytes = size_bytes(kernels, backend, kept, outputs, inputs);
-  const Source from{source, stored, outputs, inputs, factors};
+  const Source from{source, factors};
   if (backend == Backend::blas) {
     data_ = Buffer<std::byte>(bytes);
     float* out = reinterpret_cast<float*>(data_.data());

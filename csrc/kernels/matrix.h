@@ -6,6 +6,7 @@
 
 #include "base/buffer.h"
 #include "base/dtype.h"
+#include "base/stored.h"
 #include "base/view.h"
 #include "kernels/kernels.h"
 
@@ -24,10 +25,13 @@ struct Factors {
 class Matrix {
  public:
   Matrix() = default;
-  // `source`: row-major [outputs, inputs] of type `stored` (f32 or bf16), not necessarily aligned.
-  // `kept`: the type it is held in (Backend::blas: f32 only). Packs on `threads` threads.
+  // `source`: [outputs, inputs]. `kept`: the type it is held in (Backend::blas: f32 only). Packs on
+  // `threads` threads, from a few rows in float32 at a time.
+  Matrix(const Kernels& kernels, Backend backend, const StoredMatrix& source, DType kept,
+         int threads, Factors factors = {});
   Matrix(const Kernels& kernels, Backend backend, const std::byte* source, DType stored, DType kept,
-         int64_t outputs, int64_t inputs, int threads, Factors factors = {});
+         int64_t outputs, int64_t inputs, int threads, Factors factors = {})
+      : Matrix(kernels, backend, {source, stored, outputs, inputs}, kept, threads, factors) {}
 
   // Is added to every row of a product; [outputs].
   void set_bias(Buffer<float> bias);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <mutex>
 
 #include "base/parallel.h"
@@ -131,19 +130,6 @@ LayerBalance balance_layer(const StoredLayer& w, std::vector<double>& r2, int th
 }
 
 }  // namespace
-
-void StoredMatrix::row(int64_t i, float* out) const {
-  const std::byte* from = data + i * cols * size_bytes(dtype);
-  if (dtype == DType::f32) {
-    std::memcpy(out, from, static_cast<size_t>(cols) * sizeof(float));
-    return;
-  }
-  for (int64_t j = 0; j < cols; ++j) {
-    bf16 x;
-    std::memcpy(&x, from + j * 2, sizeof x);
-    out[j] = to_float(x);
-  }
-}
 
 Balance balance(const StoredMatrix& embedding, const std::vector<StoredLayer>& layers,
                 const std::vector<float>& final_norm, const StoredMatrix& head, int threads) {

@@ -8,22 +8,11 @@
 // stand out.) V and the attention's output are left alone: cached V mean the same with every dtype.
 #pragma once
 
-#include <cstddef>
 #include <vector>
 
-#include "base/dtype.h"
+#include "base/stored.h"
 
 namespace bicache {
-
-// A stored matrix, row-major, not necessarily aligned.
-struct StoredMatrix {
-  const std::byte* data = nullptr;
-  DType dtype = DType::f32;
-  int64_t rows = 0, cols = 0;
-
-  // out[0..cols) = row `i` in float32.
-  void row(int64_t i, float* out) const;
-};
 
 struct StoredFfn {
   StoredMatrix gate, up, down;

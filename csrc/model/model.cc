@@ -22,7 +22,7 @@ std::shared_ptr<const Model> Model::load(const std::string& folder, Backend back
                                          int threads, int32_t eot_token_id, const Kernels& kernels,
                                          int64_t known_ids) {
   const Checkpoint checkpoint(folder);
-  ModelConfig config = ModelConfig::parse(checkpoint.config(), folder + "/config.json");
+  ModelConfig config = ModelConfig::parse(checkpoint.config(), checkpoint.config_path());
   require(-1 <= eot_token_id && eot_token_id < config.embeddings,
           "[model] eot_token_id: expected an id of 0..", config.embeddings - 1,
           ", or -1 for none, got ", eot_token_id);

@@ -57,9 +57,9 @@ struct Workspace {
 
 class Model {
  public:
-  // Reads, checks and packs a checkpoint folder. `kv_dtype`: f32 or bf16; empty: f32 with f32
-  // weights, otherwise bf16. `eot_token_id`: what the tokenizer knows where config.json does not
-  // say. `known_ids`: how many ids the tokenizer has tokens for; 0: there is none.
+  // Reads, checks and packs a checkpoint (files/checkpoint.h). `kv_dtype`: f32 or bf16; empty: f32
+  // with f32 weights, otherwise bf16. `eot_token_id`: what the tokenizer knows where config.json
+  // does not say. `known_ids`: how many ids the tokenizer has tokens for; 0: there is none.
   static std::shared_ptr<const Model> load(const std::string& folder, Backend backend,
                                            std::optional<DType> dtype,
                                            std::optional<DType> kv_dtype, int threads,

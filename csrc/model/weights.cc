@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "base/check.h"
+#include "base/convert.h"
 #include "base/hash.h"
 #include "base/parallel.h"
 #include "model/balance.h"
@@ -18,36 +19,40 @@ namespace {
 // Buffers that some exporters store and nobody needs: they follow from the configuration.
 bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
 
-// The narrowest type that holds every matrix as it is stored.
+// int8 where a file holds matrices in fewer bits than bf16; otherwise the narrowest type that holds
+// every matrix as it is stored.
 DType stored_type(const std::vector<Tensor>& tensors) {
-  const bool all_bf16 = std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
-    return t.shape.size() == 1 || t.dtype == DType::bf16;
-  });
-  return all_bf16 ? DType::bf16 : DType::f32;
+  DType type = DType::bf16;
+  for (const Tensor& t : tensors) {
+    const DType held = t.dtype.format().held;
+    if (t.shape.size() == 1) continue;
+    if (is_quantised(held)) return held;
+    if (held == DType::f32) type = held;
+  }
+  return type;
 }
 
 uint64_t hash_tensor(const Tensor& t) {
-  uint64_t h = hash_bytes(std::as_bytes(std::span(t.name)), static_cast<uint64_t>(t.dtype));
+  uint64_t h = hash_bytes(std::as_bytes(std::span(t.name)), t.dtype.id());
   h = hash_bytes(std::as_bytes(std::span(t.shape)), h);
+  if (t.interleaved_head > 0) h = mix(h + static_cast<uint64_t>(t.interleaved_head));
   return hash_bytes(t.bytes, h);
 }
 
 // Finite, also after rounding to `kept`.
 void check_finite(const Tensor& t, DType kept, const std::string& where) {
-  const int64_t step = size_bytes(t.dtype), count = static_cast<int64_t>(t.bytes.size()) / step;
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits = 0;
-    if (t.dtype == DType::f32) {
-      std::memcpy(&bits, t.bytes.data() + i * 4, 4);
-    } else {
-      uint16_t half;
-      std::memcpy(&half, t.bytes.data() + i * 2, 2);
-      bits = uint32_t{half} << 16;
+  const StoredMatrix m = t.matrix();
+  std::vector<float> row(static_cast<size_t>(m.cols));
+  for (int64_t i = 0; i < m.rows; ++i) {
+    m.row(i, row.data());
+    for (int64_t j = 0; j < m.cols; ++j) {
+      float x = row[static_cast<size_t>(j)];
+      if (kept != DType::f32) x = to_float(to_bf16(x));
+      require((std::bit_cast<uint32_t>(x) & 0x7f800000u) != 0x7f800000u, "[", where, "] tensor ",
+              t.stored_name.empty() ? t.name : t.stored_name,
+              ": expected weights that are finite in ", name(kept), ", got NaN or Inf at element ",
+              i * m.cols + j);
     }
-    if (kept != DType::f32) bits = uint32_t{to_bf16(std::bit_cast<float>(bits)).bits} << 16;
-    require((bits & 0x7f800000u) != 0x7f800000u, "[", where, "] tensor ", t.name,
-            ": expected weights that are finite in ", name(kept), ", got NaN or Inf at element ",
-            i);
   }
 }
 
@@ -142,7 +147,7 @@ class Loader {
     for (const std::string& name : checkpoint_.names()) {
       require(where_.contains(name) || is_derived(name), "[", checkpoint_.folder(), "] tensor ",
               name, ": expected only tensors of a ", c_.family,
-              " model as config.json describes it (", c_.layers, " layers), got one more");
+              " model as its configuration describes it (", c_.layers, " layers), got one more");
     }
   }
 
@@ -156,7 +161,7 @@ class Loader {
   Buffer<float> vector(const std::string& name, const std::vector<float>& factors = {}) const {
     const Tensor& t = find(name);
     Buffer<float> out(t.shape[0]);
-    convert(t, 0, t.shape[0], DType::f32, reinterpret_cast<std::byte*>(out.data()));
+    t.matrix().row(0, out.data());
     for (size_t i = 0; i < factors.size(); ++i) out[static_cast<int64_t>(i)] /= factors[i];
     return out;
   }
@@ -166,10 +171,7 @@ class Loader {
   }
 
   Balance balanced() const {
-    const auto stored = [&](const std::string& name) {
-      const Tensor& t = find(name);
-      return StoredMatrix{t.bytes.data(), t.dtype, t.shape[0], t.shape[1]};
-    };
+    const auto stored = [&](const std::string& name) { return find(name).matrix(); };
     const auto floats = [&](const std::string& name) {
       const Buffer<float> v = vector(name);
       return std::vector<float>(v.data(), v.data() + v.size());
@@ -192,45 +194,29 @@ class Loader {
                    threads_);
   }
 
-  // Elements [begin, begin + count) of `t` as `kept`.
-  static void convert(const Tensor& t, int64_t begin, int64_t count, DType kept, std::byte* out) {
-    const std::byte* from = t.bytes.data() + begin * size_bytes(t.dtype);
-    if (kept == t.dtype) {
-      std::memcpy(out, from, static_cast<size_t>(count * size_bytes(kept)));
-      return;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      if (kept == DType::f32) {
-        bf16 x;
-        std::memcpy(&x, from + i * 2, 2);
-        const float y = to_float(x);
-        std::memcpy(out + i * 4, &y, 4);
-      } else {
-        float x;
-        std::memcpy(&x, from + i * 4, 4);
-        const bf16 y = to_bf16(x);
-        std::memcpy(out + i * 2, &y, 2);
-      }
-    }
-  }
-
   Buffer<std::byte> embedding(DType kept) const {
-    constexpr int64_t kPiece = int64_t{1} << 16;
     const Tensor& t = find(names_.embedding);
     const int64_t count = checked_mul(c_.embeddings, c_.dim, "embedding");
     Buffer<std::byte> out(checked_mul(count, size_bytes(kept), "embedding"));
-    parallel_for((count + kPiece - 1) / kPiece, threads_, [&](int64_t i) {
-      const int64_t begin = i * kPiece;
-      convert(t, begin, std::min(kPiece, count - begin), kept,
-              out.data() + begin * size_bytes(kept));
+    if (t.dtype == kept) {
+      std::memcpy(out.data(), t.bytes.data(), t.bytes.size());
+      return out;
+    }
+    parallel_for(c_.embeddings, threads_, [&](int64_t i) {
+      std::vector<float> row(static_cast<size_t>(c_.dim));
+      t.matrix().row(i, row.data());
+      convert(row.data(), DType::f32, c_.dim, out.data() + i * c_.dim * size_bytes(kept), kept);
     });
     return out;
   }
 
   Matrix matrix(const std::string& name, int64_t outputs, int64_t inputs, DType kept,
                 Factors factors = {}) const {
-    const Tensor& t = find(name);
-    return {kernels_, backend_, t.bytes.data(), t.dtype, kept, outputs, inputs, threads_, factors};
+    StoredMatrix stored = find(name).matrix();
+    stored.rows = outputs;
+    internal_check(stored.cols == inputs, "[model] tensor ", name, ": expected ", inputs,
+                   " inputs, got ", stored.cols);
+    return {kernels_, backend_, stored, kept, threads_, factors};
   }
 
   LayerWeights layer(int l, DType kept) const {

@@ -44,7 +44,8 @@ constexpr DType head_type(DType dtype) { return dtype == DType::int4 ? DType::in
 
 // Every tensor the family needs, with its shape checked before anything is packed; tensors nobody
 // asked for, and NaN or Inf in a weight, are errors that name the tensor. `dtype`: what to hold the
-// matrices in; empty: as the checkpoint does (float32 with Backend::blas).
+// matrices in; empty: as the checkpoint does, and int8 where it has fewer bits than bf16 (float32
+// with Backend::blas).
 Weights load_weights(const Checkpoint& checkpoint, const ModelConfig& config,
                      const Kernels& kernels, Backend backend, std::optional<DType> dtype,
                      int threads);

@@ -211,7 +211,7 @@ class Engine:
         """Makes the entry of a prefix [p], unless it is there; whether it is kept."""
 
 def read_config(folder: str) -> Config:
-    """Sizes and flags of a checkpoint folder, checked; loads no weight."""
+    """Sizes and flags of a checkpoint folder or GGUF file, checked; loads no weight."""
 
 def parse_config(path: str) -> Config:
     """Sizes and flags from a config.json alone."""
@@ -231,7 +231,15 @@ def forecast(
     own."""
 
 def checkpoint_info(folder: str) -> dict[str, Any]:
-    """{"tensors": {name: (dtype, shape)}, "size_bytes", "parameters"}; loads no weight."""
+    """{"tensors": {name: (dtype, shape)}, "size_bytes", "parameters", "types": {dtype: bytes}};
+    loads no weight."""
+
+def gguf_metadata(path: str) -> dict[str, Any]:
+    """The metadata of a GGUF file, by key."""
+
+def gguf_tensor(path: str, name: str) -> NDArray[np.float32]:
+    """A tensor of a GGUF model [its shape], under the name and with the rows of the folder it was
+    made from."""
 
 def option_table() -> list[dict[str, Any]]:
     """Generation options: name, type, default, help, choices."""
