@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .gguf import chat_source, is_gguf
 from .inputs import check_text
 from .jsonfile import parse_json
 from .tokenizer import Tokenizer
@@ -83,8 +84,10 @@ class ChatTemplate:
         It is chat_template.jinja; without that file "chat_template" in tokenizer_config.json: a
         text, or a list of {"name", "template"} whose "default" is taken.
 
+        In a GGUF file it is tokenizer.chat_template.
+
         Args:
-            folder: The checkpoint's.
+            folder: The checkpoint's, or a GGUF file.
             tokenizer: Its tokenizer; None: it is loaded for its special tokens.
 
         Raises:
@@ -93,6 +96,8 @@ class ChatTemplate:
             ValueError: There is no template, or a file is wrong; says where it was looked for.
         """
         folder = Path(folder)
+        if is_gguf(folder):
+            return cls._of_gguf(folder, tokenizer)
         config = _read_config(folder / "tokenizer_config.json")
         file = folder / "chat_template.jinja"
         source = _read_text(file, _TEMPLATE_BYTES) if file.exists() else _source_in(config, folder)
@@ -105,6 +110,16 @@ class ChatTemplate:
             tokenizer = Tokenizer.of(folder) or Tokenizer(folder / "tokenizer.json")
         tokens = _named_tokens(config, folder)
         return cls(source, tokens=tokens, special_tokens=tokenizer.special_tokens)
+
+    @classmethod
+    def _of_gguf(cls, path: Path, tokenizer: Tokenizer | None) -> ChatTemplate:
+        source, tokens = chat_source(path)
+        if source is None:
+            raise ValueError(
+                f"[chat] template: expected tokenizer.chat_template in {path}, got none"
+            )
+        special = (tokenizer or Tokenizer(path)).special_tokens
+        return cls(source, tokens=tokens, special_tokens=special)
 
     def render(self, messages: Messages) -> str:
         """The whole text: the messages, and the header of the answer to come.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
+from .gguf import is_gguf, models_in
 from .inputs import check_text
 from .jsonfile import parse_json, write_atomically
 from .options import option_table, unknown_option
@@ -19,7 +20,8 @@ _MODELS = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (
     "config.json, model.safetensors (or model.safetensors.index.json and all *.safetensors it "
-    "names), and tokenizer.json (or vocab.json and merges.txt) for text prompts"
+    "names), and tokenizer.json (or vocab.json and merges.txt) for text prompts; or with "
+    "one .gguf file"
 )
 
 
@@ -30,11 +32,20 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in _MODELS.iterdir() if (p / "config.json").is_file()))
 
 
+def sidecar_path(checkpoint: Path) -> Path:
+    """Where bicache.json is: in a checkpoint's folder; MODEL.bicache.json beside MODEL.gguf."""
+    if is_gguf(checkpoint):
+        return checkpoint.with_suffix(".bicache.json")
+    return checkpoint / "bicache.json"
+
+
 def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint: that of a shipped model's name, or `path` itself.
+    """A checkpoint: the folder of a shipped model's name, or `path` itself; of a folder that has
+    a GGUF file in place of config.json, that file.
 
     Raises:
         FileNotFoundError: There is none; the message says what to download, and how.
+        ValueError: A folder with several GGUF models.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(
@@ -50,12 +61,20 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
     if text in shipped:
         return _MODELS / text
     folder = Path(text)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_gguf(folder):
         return folder
     if folder.is_file():
         raise NotADirectoryError(
-            f"[model] {text}: expected a folder with {_FILES}, got a file; pass its folder"
+            f"[model] {text}: expected a folder with {_FILES}, or that file, got another file; "
+            "pass its folder"
         )
+    if found := models_in(folder):
+        if len(found) > 1:
+            some = ", ".join(file.name for file in found[:4])
+            raise ValueError(
+                f"[model] {text}: expected one GGUF model, got {len(found)} ({some}); pass its file"
+            )
+        return found[0]
     names = ", ".join(shipped) or "none"
     if folder.is_dir():
         raise FileNotFoundError(
@@ -79,7 +98,7 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """bicache.json: what is known about a checkpoint beyond its files.
+    """bicache.json: what is known about a checkpoint beyond its files (`sidecar_path`).
 
     Attributes:
         generation: Default options of generate().
@@ -90,9 +109,9 @@ class Sidecar:
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Sidecar:
-        """The one in `folder`; an empty one if there is none. ValueError naming what is wrong."""
-        path = folder / "bicache.json"
+    def read(cls, checkpoint: Path) -> Sidecar:
+        """A checkpoint's; an empty one if there is none. ValueError naming what is wrong."""
+        path = sidecar_path(checkpoint)
         where = f"[{path}]"
         if not path.exists():
             return cls()
@@ -114,11 +133,11 @@ class Sidecar:
         calibration = _object(data.get("calibration", {}), where, "calibration")
         return cls(generation, _calibration(calibration, where))
 
-    def write(self, folder: Path) -> None:
-        """Writes bicache.json in `folder`, in place of one that is there."""
+    def write(self, checkpoint: Path) -> None:
+        """Writes a checkpoint's, in place of one that is there."""
         members = {"generation": dict(self.generation), "calibration": dict(self.calibration)}
         content = {"format": 1} | {name: value for name, value in members.items() if value}
-        write_atomically(folder / "bicache.json", json.dumps(content, indent=1) + "\n")
+        write_atomically(sidecar_path(checkpoint), json.dumps(content, indent=1) + "\n")
 
 
 def _object(value: object, where: str, what: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 from . import _core
@@ -39,6 +40,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": parameters,
         "dtypes": sorted({dtype for dtype, _ in stored["tensors"].values()}),
         "stored_bytes": int(stored["size_bytes"]),
+        "stored_types": _by_type(stored),
         "weight_bytes": {
             dtype: _core.forecast(
                 config,
@@ -65,6 +67,13 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def _by_type(stored: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Tensors and bytes of each type, the largest first."""
+    counts = Counter(dtype for dtype, _ in stored["tensors"].values())
+    sizes = sorted(stored["types"].items(), key=lambda item: -item[1])
+    return {dtype: {"tensors": counts[dtype], "bytes": size} for dtype, size in sizes}
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """The facts for a reader, one per line."""
     config, machine = facts["config"], facts["machine"]
@@ -88,6 +97,10 @@ def as_text(facts: dict[str, Any]) -> str:
         f"tied embeddings {_yes(config['tied'])}, logit shift {config['shift']}",
         "parameters": f"{facts['parameters']:,} in {facts['tensors']} tensors, "
         f"{bytes_text(facts['stored_bytes'])} of {', '.join(facts['dtypes'])}",
+        "stored": ", ".join(
+            f"{kind['tensors']} {dtype} tensors of {bytes_text(kind['bytes'])}"
+            for dtype, kind in facts["stored_types"].items()
+        ),
         "weight memory": ", ".join(
             f"{bytes_text(size)} as {dtype}" for dtype, size in weights.items()
         ),

@@ -144,7 +144,7 @@ class Encoder:
     Attributes:
         tokenizer: The checkpoint's; None: it has none, and text is an error.
         embeddings: Ids must be in [0, embeddings).
-        folder: The checkpoint's, for messages.
+        folder: The checkpoint, for messages.
     """
 
     tokenizer: Tokenizer | None
@@ -197,8 +197,7 @@ class Encoder:
     def _tokenizer(self, where: str) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(
-                f"[{where}: expected token ids, got text; "
-                f"there is no tokenizer.json in {self.folder}"
+                f"[{where}: expected token ids, got text; {Tokenizer.missing(self.folder)}"
             )
         return self.tokenizer
 

@@ -40,7 +40,8 @@ class LLM(LoadedModel):
     """A diffusion language model on the CPU.
 
     Args:
-        path: A checkpoint folder, or the name of a shipped model (`bicache.shipped_models()`).
+        path: A checkpoint folder, a GGUF file or a folder with one, or the name of a shipped
+            model (`bicache.shipped_models()`).
         dtype: How weights are held, and with them the products: "f32"; "bf16" (activations are
             rounded to it, sums are float32); "int8" (a scale per output channel, activations
             quantised per row); "int4" (groups of 32 inputs; the output head stays int8); or
@@ -282,7 +283,8 @@ class LLM(LoadedModel):
     def _chat_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(
-                f"[chat] tokenizer: expected a tokenizer.json in {self.path}, got none"
+                f"[chat] tokenizer: expected one to encode text with, got none; "
+                f"{Tokenizer.missing(self.path)}"
             )
         return self.tokenizer
 
@@ -300,7 +302,9 @@ class LLM(LoadedModel):
     def _stops(self, stop: object) -> tuple[str, ...]:
         stops = as_stop(stop)
         if stops and self.tokenizer is None:
-            raise ValueError(f"[generate] stop: expected a tokenizer.json in {self.path}, got none")
+            raise ValueError(
+                f"[generate] stop: expected a tokenizer, got none; {Tokenizer.missing(self.path)}"
+            )
         return stops
 
     def _requests(

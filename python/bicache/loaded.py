@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .checkpoint import Sidecar, resolve_path
+from .checkpoint import Sidecar, resolve_path, sidecar_path
 from .inputs import Encoder, Ids, Prompt, as_ids, as_rows, check_text, integer
 from .jsonfile import as_path
 from .policies import Policy, engine_policy
@@ -288,13 +288,13 @@ class LoadedModel:
         stored, of = calibration.get("cache"), calibration.get("fingerprint")
         if stored is None:
             raise ValueError(
-                f"[cache] auto: expected a calibration in {self.path / 'bicache.json'}, got none; "
+                f"[cache] auto: expected a calibration in {sidecar_path(self.path)}, got none; "
                 f"`bicache profile {self.path} --pairs FILE.jsonl --save` makes one"
             )
         if self._fingerprint is not None and of not in (None, self._fingerprint):
             raise ValueError(
                 f"[cache] auto: expected a calibration of this model ({self._fingerprint}) in "
-                f"{self.path / 'bicache.json'}, got one of another ({of}); make a new one: "
+                f"{sidecar_path(self.path)}, got one of another ({of}); make a new one: "
                 f"bicache profile {self.path} --pairs FILE.jsonl --save"
             )
         return str(stored)

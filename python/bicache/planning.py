@@ -10,6 +10,7 @@ from typing import Any
 
 from . import _core
 from .checkpoint import resolve_path, shipped_models
+from .gguf import is_gguf
 from .info import bytes_text
 from .inputs import check_text, integer, number
 from .jsonfile import as_path
@@ -132,8 +133,8 @@ def plan(
     time.
 
     Args:
-        config: `llm.config`, a config.json, a checkpoint folder (its weights are not needed), the
-            name of a shipped model or of a published one ("llada-8b").
+        config: `llm.config`, a config.json, a checkpoint folder (its weights are not needed), a
+            GGUF file, the name of a shipped model or of a published one ("llada-8b").
         caches: One policy or several: cache strings or policy objects. One that looks at
             activations (depth=probe:..., refresh=drift:..., a rule that observes) is an error.
         prompt_len: Tokens of the whole prompt, the shared prefix included.
@@ -220,6 +221,8 @@ def _as_config(config: object) -> tuple[str, _core.Config]:
         return name, _core.parse_config(str(_CONFIGS / f"{name}.json"))
     if name in shipped_models():
         path = resolve_path(name)
+    if is_gguf(path):
+        return name, _core.read_config(str(path))
     for file in (path, path / "config.json"):
         if file.is_file():
             return name, _core.parse_config(str(file))

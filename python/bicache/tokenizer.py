@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .gguf import QWEN2, NoTokenizer, build_tokenizer, cut_words, is_gguf
 from .jsonfile import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
 
 _FILE, _VOCAB, _MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-# How Qwen2's tokenizer, which is Dream's, cuts text into words before it joins pairs.
-_QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # English endings
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with one character before it
-    r"|\p{N}"  # a digit
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # punctuation
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 class Tokenizer:
@@ -33,20 +26,25 @@ class Tokenizer:
     what makes it shareable.
 
     Args:
-        path: A tokenizer.json, or a vocab.json with its merges.txt beside it: a byte-level BPE
-            that cuts text as Qwen2's does, with the added tokens of tokenizer_config.json (or
-            added_tokens.json).
+        path: A GGUF file, a tokenizer.json, or a vocab.json with its merges.txt beside it: a
+            byte-level BPE that cuts text as Qwen2's does, with the added tokens of
+            tokenizer_config.json (or added_tokens.json).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not a tokenizer.
+        ValueError: The file is not a tokenizer, or has none of a kind that is known here.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"[tokenizer] {self.path}: expected a tokenizer.json, got none")
-        self._tokenizer = _from_vocab(self.path) if self.path.name == _VOCAB else _load(self.path)
+        if is_gguf(self.path):
+            self._tokenizer = build_tokenizer(self.path)
+        elif self.path.name == _VOCAB:
+            self._tokenizer = _from_vocab(self.path)
+        else:
+            self._tokenizer = _load(self.path)
         # Canvases are never padded or cut behind the engine's back.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -54,17 +52,33 @@ class Tokenizer:
         self._end = max(ids, default=-1) + 1
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str]) -> Tokenizer | None:
-        """A checkpoint's: its tokenizer.json, otherwise its vocab.json; None: it has neither.
+    def of(cls, path: str | os.PathLike[str]) -> Tokenizer | None:
+        """That of a checkpoint: of a folder its tokenizer.json, otherwise its vocab.json; of a GGUF
+        file its own; None: it has none, or a GGUF file has one of an unknown kind.
 
         Raises:
             FileNotFoundError: vocab.json without merges.txt.
-            ValueError: As for Tokenizer.
+            ValueError: Its file is damaged.
         """
-        for name in (_FILE, _VOCAB):
-            if (path := Path(folder) / name).exists():
+        if is_gguf(path):
+            try:
                 return cls(path)
+            except NoTokenizer:
+                return None
+        for name in (_FILE, _VOCAB):
+            if (file := Path(path) / name).exists():
+                return cls(file)
         return None
+
+    @staticmethod
+    def missing(path: Path) -> str:
+        """Why of() finds none in the checkpoint at `path`."""
+        if is_gguf(path):
+            try:
+                build_tokenizer(path)
+            except NoTokenizer as error:
+                return str(error)
+        return f"there is no tokenizer.json in {path}"
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -130,7 +144,7 @@ def _load(path: Path) -> tokenizers.Tokenizer:
 
 
 def _from_vocab(path: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
     merges = path.with_name(_MERGES)
     if not merges.is_file():
@@ -142,13 +156,7 @@ def _from_vocab(path: Path) -> tokenizers.Tokenizer:
             f"[tokenizer] {path}: expected the vocabulary of a byte-level BPE with its {_MERGES}, "
             f"got: {error}"
         ) from None
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    cut_words(tokenizer, QWEN2)  # which is Dream's
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, path.parent)
     return tokenizer
