@@ -171,8 +171,10 @@ std::vector<std::string> Checkpoint::names() const {
 }
 
 Tensor Checkpoint::tensor(const std::string& name) const {
-  require(has(name), "[", folder_, "] tensor ", printable(name),
-          ": expected in the checkpoint, got nothing of that name");
+  if (!has(name)) {
+    fail("[", folder_, "] tensor ", printable(gguf_ ? gguf_->stored_name(name) : name),
+         ": expected in the checkpoint, got nothing of that name");
+  }
   if (gguf_) return gguf_->tensor(name);
   const SafeTensors& shard = shards_[where_.at(name)];
   const TensorInfo& info = shard.tensors().at(name);

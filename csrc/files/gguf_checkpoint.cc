@@ -49,13 +49,14 @@ bool matches(const std::string& name, const std::string& pattern, std::string* l
 
 GgufCheckpoint::GgufCheckpoint(const std::string& path) {
   files_.emplace_back(path);
-  const Architecture& architecture = gguf_architecture(files_[0]);
+  architecture_ = &gguf_architecture(files_[0]);
   open_others(path);
-  add_tensors(architecture);
-  const auto embedding = places_.find(architecture.names[0].folder);
+  add_tensors();
+  const GgufName& name = architecture_->names[0];
+  const auto embedding = places_.find(name.folder);
   require(embedding != places_.end() && embedding->second.tensor.shape.size() == 2, "[gguf] ", path,
-          ": tensor ", architecture.names[0].gguf, ": expected a matrix, got none");
-  config_ = gguf_config(files_[0], architecture, embedding->second.tensor.shape[0]);
+          ": tensor ", name.gguf, ": expected a matrix, got none");
+  config_ = gguf_config(files_[0], *architecture_, embedding->second.tensor.shape[0]);
 }
 
 void GgufCheckpoint::open_others(const std::string& path) {
@@ -93,8 +94,9 @@ void GgufCheckpoint::add(const std::string& name, Place place) {
           ")");
 }
 
-void GgufCheckpoint::add_tensors(const Architecture& architecture) {
+void GgufCheckpoint::add_tensors() {
   constexpr int64_t kMostParts = 65536;
+  const Architecture& architecture = *architecture_;
   for (size_t f = 0; f < files_.size(); ++f) {
     for (const auto& [stored_name, tensor] : files_[f].tensors()) {
       Place place = {f, stored_name, tensor};
@@ -130,6 +132,14 @@ std::vector<std::string> GgufCheckpoint::names() const {
   std::vector<std::string> names;
   for (const auto& [name, place] : places_) names.push_back(name);
   return names;
+}
+
+std::string GgufCheckpoint::stored_name(const std::string& name) const {
+  std::string layer;
+  for (const GgufName& pattern : architecture_->names) {
+    if (matches(name, pattern.folder, &layer)) return filled(pattern.gguf, "N", layer);
+  }
+  return name;
 }
 
 Tensor GgufCheckpoint::tensor(const std::string& name) const {

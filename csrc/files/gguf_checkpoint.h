@@ -28,6 +28,8 @@ class GgufCheckpoint {
   bool has(const std::string& name) const { return places_.contains(name); }
   // `name` must be one of them. std::invalid_argument if its type is not read.
   Tensor tensor(const std::string& name) const;
+  // What the file calls the tensor that the folder calls `name`; as it is, where it has no name.
+  std::string stored_name(const std::string& name) const;
   // All tensors as the files have them, under the files' names; of any type.
   std::vector<Tensor> stored() const;
   void check_size() const;
@@ -43,8 +45,9 @@ class GgufCheckpoint {
 
   void open_others(const std::string& path);
   void add(const std::string& name, Place place);
-  void add_tensors(const Architecture& architecture);
+  void add_tensors();
 
+  const Architecture* architecture_ = nullptr;
   std::vector<Gguf> files_;
   std::map<std::string, Place> places_;
   Json config_;

@@ -77,7 +77,7 @@ constexpr Architecture kArchitectures[] = {
 class Reader {
  public:
   Reader(const Gguf& file, const Architecture& architecture)
-      : file_(file), prefix_(cat(architecture.name, ".")), where_("gguf") {}
+      : file_(file), prefix_(cat(architecture.name, ".")) {}
 
   const std::string& prefix() const { return prefix_; }
   const GgufValue* find(const std::string& key) const {
@@ -89,7 +89,7 @@ class Reader {
 
   std::optional<int64_t> integer(const std::string& key) const {
     const GgufValue* v = find(key);
-    return v == nullptr ? std::nullopt : std::optional(v->integer(where_, what(key)));
+    return v == nullptr ? std::nullopt : std::optional(v->integer(kWhere, what(key)));
   }
   // Of the architecture's keys.
   int64_t size(const char* key, std::optional<int64_t> fallback = {}) const {
@@ -102,13 +102,13 @@ class Reader {
     const std::string name = prefix_ + key;
     const GgufValue* v = find(name);
     require(v != nullptr || fallback, "[gguf] ", what(name), ": expected a number, got nothing");
-    const double value = v != nullptr ? v->number(where_, what(name)) : *fallback;
+    const double value = v != nullptr ? v->number(kWhere, what(name)) : *fallback;
     require(std::isfinite(value), "[gguf] ", what(name), ": expected a finite number, got ", value);
     return value;
   }
   bool boolean(const std::string& key, bool fallback) const {
     const GgufValue* v = find(key);
-    return v == nullptr ? fallback : v->boolean(where_, what(key));
+    return v == nullptr ? fallback : v->boolean(kWhere, what(key));
   }
   // The engine computes `expected` only.
   void only(const char* key, int64_t expected) const {
@@ -117,12 +117,10 @@ class Reader {
             " (nothing else is supported), got ", value);
   }
 
-  const Gguf& file() const { return file_; }
-
  private:
+  static constexpr const char* kWhere = "gguf";
   const Gguf& file_;
   std::string prefix_;
-  std::string where_;
 };
 
 void check_supported(const Reader& r) {

@@ -66,7 +66,7 @@ _LLAMA3 = Words(_words(r"\p{N}{1,3}"), whole=True)
 _PRE = {
     "qwen2": QWEN2,
     "dream": QWEN2,
-    "llada": Words(_words(r"\p{N}")),
+    "llada": _BAILING,
     "llada-moe": _BAILING,
     "bailingmoe": _BAILING,
     "bailingmoe2": _BAILING,
