@@ -75,8 +75,7 @@ TEST(Forecast, EqualsWhatIsCounted) {
   moe.family = all.family = "llada-moe";
   all.top_k = all.experts = 3;
   for (const Kernels* kernels : tables_under_test(kSanitized)) {
-    for (const TinyModel& t :
-         thinned<TinyModel>({normed, dream, gqa, moe, shifted, illada, all})) {
+    for (const TinyModel& t : thinned<TinyModel>({normed, dream, gqa, moe, shifted, illada, all})) {
       for (const auto& [dtype, kv] : {std::pair{DType::f32, DType::f32},
                                       {DType::f32, DType::bf16},
                                       {DType::bf16, DType::bf16},
