@@ -9,7 +9,7 @@ import pytest
 from bicache import LLM
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = ("llada",)
+FAMILIES = ("llada", "dream")
 
 
 def logits(name: str) -> tuple[np.ndarray, np.ndarray]:
