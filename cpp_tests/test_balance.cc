@@ -102,7 +102,7 @@ TEST(Balance, DeadChannelsDoNotMoveTheMedian) {
     const Balance b = m.balanced();
     expect_ones_but(b.layers[0].attention, kDim - 1);
     EXPECT_GT(b.layers[0].attention[kDim - 1], 1);
-    expect_ones_but(b.layers[0].inner, -1);
+    expect_ones_but(b.layers[0].inner[0], -1);
   }
 }
 

@@ -183,7 +183,7 @@ TEST_P(GemmTest, EqualsTwinForAllTypesAndShapes) {
   constexpr int64_t kMany = kSanitized ? 40 : 300;
   const int64_t shapes[][3] = {{1, 1, 1},      {2, 7, 5},     {5, 64, 33},      {13, 65, 100},
                                {3, 130, 1023}, {2, 9, 1024},  {4, 17, 1025},    {7, 70, 2100},
-                               {200, 20, 12},  {3, 33, 9000}, {kMany, 65, 4200}};
+                               {200, 20, 12},  {3, 33, 9000}, {kMany, 65, 4200}, {3, 1030, 4200}};
   for (const auto& [rows, outputs, inputs] : shapes) {
     const auto a = random_floats(rows * inputs, 5), w = random_floats(outputs * inputs, 6);
     const auto rounded = to_float(to_bf16(w));
@@ -402,20 +402,23 @@ TEST_P(GemmTest, SiluMulEqualsItsSteps) {
   }
 }
 
-// What the scheduling must not show: many rows (several tasks, or few), chunks of inputs.
+// What the scheduling must not show: many rows (several tasks, or few), chunks of inputs, blocks of
+// words.
 TEST_P(GemmTest, ManyRowsAreCutWithoutATrace) {
-  constexpr int64_t kRows = 260, kInputs = 4200;  // more than a block of words, of any type
-  const int64_t outputs = 8 * table.panel + 1;    // several panels to a task
-  const auto row = random_floats(kInputs, 10), w = random_floats(outputs * kInputs, 11);
-  std::vector<float> a;
-  for (int64_t r = 0; r < kRows; ++r) a.insert(a.end(), row.begin(), row.end());
-  for (const DType kept : kTypes) {
-    const Matrix m = pack(w, kept, outputs, kInputs);
-    const auto alone = run(row, m);
-    for (int threads : thinned<int>({4, 2, 1})) {
-      const auto c = run(a, m, threads);
-      for (int64_t r = 0; r < kRows; ++r) {
-        ASSERT_TRUE(same_bits(&c[r * outputs], alone.data(), outputs)) << r << " " << threads;
+  constexpr int64_t kInputs = 4200;             // more than a block of words, of any type
+  for (const int64_t full : {8, 16}) {          // panels: in chunks of inputs; several to a task
+    const int64_t rows = full == 8 ? 260 : kSanitized ? 35 : 550, outputs = full * table.panel + 1;
+    const auto row = random_floats(kInputs, 10), w = random_floats(outputs * kInputs, 11);
+    std::vector<float> a;
+    for (int64_t r = 0; r < rows; ++r) a.insert(a.end(), row.begin(), row.end());
+    for (const DType kept : kTypes) {
+      const Matrix m = pack(w, kept, outputs, kInputs);
+      const auto alone = run(row, m);
+      for (int threads : full == 8 ? thinned<int>({4, 2, 1}) : std::vector<int>{2}) {
+        const auto c = run(a, m, threads);
+        for (int64_t r = 0; r < rows; ++r) {
+          ASSERT_TRUE(same_bits(&c[r * outputs], alone.data(), outputs)) << r << " " << threads;
+        }
       }
     }
   }

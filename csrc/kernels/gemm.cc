@@ -15,7 +15,8 @@ constexpr int64_t kVectorWords = 512;      // of kBlockWords at a time, without 
 constexpr int64_t kFewRowsInt4Words = 64;  // of int4 for few rows: their bytes stay in L1
 constexpr int64_t kMostPanels = 8;         // of one task, whose sums stay in L2
 constexpr int64_t kFewPanels = 16;         // matrices of fewer are cut over the inputs, too
-constexpr int64_t kChunkWords = 1024;      // then; whole blocks
+constexpr int64_t kChunkWords = 1024;      // then
+static_assert(kChunkWords % kBlockWords == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -81,7 +82,7 @@ bool whole_rows_fit(const Product& product, int64_t rows, int64_t words) {
 }
 
 int64_t rows_of_task(const Product& product, int64_t rows, int64_t words) {
-  const int64_t fit = kRowsBytes / 4 / words;
+  const int64_t fit = kRowsBytes / 4 / words / product.row_step * product.row_step;
   if (product.chunk == 0 || fit < product.row_block) return product.row_block;
   const int64_t tasks = ceil_div(rows, std::min(fit, kMostRows));
   return ceil_div(ceil_div(rows, tasks), product.row_step) * product.row_step;
