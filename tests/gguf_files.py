@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
+from families import family_of
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import load_file, save_file
 
@@ -22,7 +23,8 @@ _QWEN = {
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "q_proj": "attn_q",
     "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "up_proj": "ffn_up", "down_proj": "ffn_down", "gate": "ffn_gate_inp", "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
 }  # fmt: skip
 
 
@@ -33,14 +35,15 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def quantised(values: np.ndarray, kind: Type) -> np.ndarray:
-    """Blocks uint8 [rows, bytes] of a matrix; of types that cannot be made here: random ones."""
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    """Blocks uint8 [..., bytes] of matrices; of types that cannot be made here: random ones."""
+    block = gguf.GGML_QUANT_SIZES[kind][0]
     try:
         return gguf.quants.quantize(values.astype(np.float32), kind)
     except NotImplementedError:
         rng = np.random.default_rng(values.size)
-        rows, columns = values.shape
-        return random_blocks(rng, kind, rows, columns // block)
+        rows = values.size // values.shape[-1]
+        blocks = random_blocks(rng, kind, rows, values.shape[-1] // block)
+        return blocks.reshape(*values.shape[:-1], -1)
 
 
 # Where blocks have their scales in half precision, in bytes.
@@ -70,6 +73,8 @@ def gguf_name(name: str) -> str:
     else:
         short = (_QWEN if dream else _LLADA)[parts[-2]]
     layer = next((part for part in parts if part.isdecimal()), None)
+    if "experts" in parts:  # all of them are one tensor
+        short += "_exps"
     return f"{short}.{parts[-1]}" if layer is None else f"blk.{layer}.{short}.{parts[-1]}"
 
 
@@ -82,10 +87,10 @@ def write_gguf(
     change: Callable[[gguf.GGUFWriter], None] | None = None,
     **settings: Any,
 ) -> dict[str, np.ndarray]:
-    """Writes the LLaDA or Dream checkpoint in `folder` as `path`.
+    """Writes the LLaDA, Dream or LLaDA-MoE checkpoint in `folder` as `path`.
 
     Args:
-        kind: Of the matrices; or what gives it for a name (llama.cpp's).
+        kind: Of the matrices (a router's is F32); or what gives it for a name (llama.cpp's).
         tokenizer: Metadata of the tokenizer, without "tokenizer."; None: no_vocab.
         change: Adds to the file what it likes.
         settings: Of the writer.
@@ -94,20 +99,26 @@ def write_gguf(
         The weights that the file holds, under the folder's names, float32.
     """
     config = json.loads((folder / "config.json").read_text())
-    arch = config["model_type"].lower()
+    arch = family_of(config)
     writer = gguf.GGUFWriter(path, arch, **settings)
-    heads, kv_heads = _add_sizes(writer, config)
+    heads, kv_heads = _add_sizes(writer, config, arch)
     for key, value in (tokenizer or {"ggml.model": "no_vocab"}).items():
         _add_value(writer, f"tokenizer.{key}", value)
     if change is not None:
         change(writer)
     held = {}
-    for name, weight in load_file(folder / "model.safetensors").items():
-        values, short = weight.astype(np.float32), gguf_name(name)
+    for short, named in _by_name(load_file(folder / "model.safetensors")).items():
+        type_ = kind if isinstance(kind, Type) else kind(short)
+        if "_exps" in short:
+            stack = np.stack(list(named.values()))
+            held |= dict(zip(named, _add_tensor(writer, short, stack, type_), strict=True))
+            continue
+        ((name, values),) = named.items()
         rotary = arch == "llada" and short.endswith(("attn_q.weight", "attn_k.weight"))
         of = heads if "attn_q" in short else kv_heads
         stored = interleaved(values, of) if rotary else values
-        type_ = kind if isinstance(kind, Type) else kind(short)
+        if "ffn_gate_inp" in short:
+            type_ = Type.F32
         held[name] = _add_tensor(writer, short, stored, type_ if values.ndim == 2 else Type.F32)
         if rotary:  # back
             pairs = held[name].reshape(of, -1, 2, values.shape[1])
@@ -119,16 +130,25 @@ def write_gguf(
     return held
 
 
-def _add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> tuple[int, int]:
+def _by_name(weights: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """float32, by llama.cpp's name, then by the folder's; experts in their order."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in sorted(weights, key=lambda n: [int(x) for x in n.split(".") if x.isdecimal()]):
+        found.setdefault(gguf_name(name), {})[name] = weights[name].astype(np.float32)
+    return found
+
+
+def _add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any], arch: str) -> tuple[int, int]:
     def get(*names: str) -> Any:
-        return next(config[name] for name in names if name in config)
+        return next(config[name] for name in names if config.get(name) is not None)
 
     heads = get("n_heads", "num_attention_heads")
     kv_heads = get("n_kv_heads", "num_key_value_heads")
     writer.add_block_count(get("n_layers", "num_hidden_layers"))
     writer.add_context_length(get("max_sequence_length", "max_position_embeddings"))
     writer.add_embedding_length(get("d_model", "hidden_size"))
-    writer.add_feed_forward_length(get("mlp_hidden_size", "intermediate_size"))
+    sizes = ("mlp_hidden_size", "intermediate_size", "dense_intermediate_size")
+    writer.add_feed_forward_length(get(*sizes))
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -136,7 +156,11 @@ def _add_sizes(writer: gguf.GGUFWriter, config: dict[str, Any]) -> tuple[int, in
     writer.add_rope_dimension_count(get("d_model", "hidden_size") // heads)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_causal_attention(False)
-    if config["model_type"] == "llada":
+    if arch == "llada-moe":
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["expert_intermediate_size"])
+    if arch != "dream":
         writer.add_diffusion_shift_logits(config.get("shift_logits", False))
     writer.add_mask_token_id(config["mask_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])

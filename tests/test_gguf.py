@@ -120,6 +120,22 @@ def test_other_weights_give_the_bits_of_their_values(
     np.testing.assert_array_equal(*blas)
 
 
+@pytest.mark.parametrize("family", ["dream", "llada-moe"])
+def test_other_families(tiny_checkpoint: TinyCheckpoint, tmp_path: Path, family: str) -> None:
+    folder = tiny_checkpoint(family=family, kv_heads=2, ffn=32, dtype="bf16")
+    path = tmp_path / "plain.gguf"
+    write_gguf(folder, path, Type.BF16)
+    for dtype in ("auto", "int8"):
+        file, model = (LLM(p, dtype=dtype, threads=1) for p in (path, folder))
+        assert file.dtype == model.dtype and file.config.family == family
+        np.testing.assert_array_equal(file.forward(canvas()), model.forward(canvas()))
+    path = tmp_path / "blocks.gguf"
+    values = with_weights(folder, write_gguf(folder, path, Type.Q8_0), tmp_path / "values")
+    file, model = (LLM(p, dtype="f32", threads=1) for p in (path, values))
+    np.testing.assert_array_equal(file.forward(canvas()), model.forward(canvas()))
+    assert LLM(path, threads=1).dtype == "int8"
+
+
 def test_a_file_of_several_types(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> None:
     folder = tiny_checkpoint(layers=2, dim=256, ffn=256)
     kinds = {"ffn_down": Type.Q6_K, "output": Type.Q8_0, "attn_v": Type.F16, "attn_q": Type.F32}

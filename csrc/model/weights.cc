@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <string_view>
 #include <unordered_map>
 
 #include "base/check.h"
@@ -20,12 +21,14 @@ namespace {
 bool is_derived(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
 
 // int8 where a file holds matrices in fewer bits than bf16; otherwise the narrowest type that holds
-// every matrix as it is stored.
-DType stored_type(const std::vector<Tensor>& tensors) {
+// every matrix as it is stored. Routers do not count: they are held in float32 in any case.
+DType stored_type(const std::vector<Tensor>& tensors, const char* router) {
+  const std::string_view table = router == nullptr ? "" : router;
+  const std::string_view suffix = table.substr(std::min(table.find(".N.") + 2, table.size()));
   DType type = DType::bf16;
   for (const Tensor& t : tensors) {
     const DType held = t.dtype.format().held;
-    if (t.shape.size() == 1) continue;
+    if (t.shape.size() == 1 || (!suffix.empty() && t.name.ends_with(suffix))) continue;
     if (is_quantised(held)) return held;
     if (held == DType::f32) type = held;
   }
@@ -72,7 +75,8 @@ class Loader {
     for (const auto& [name, shape] : expected_) tensors_.push_back(checkpoint_.tensor(name, shape));
     checkpoint_.check_size();
     Weights w;
-    w.dtype = dtype.value_or(backend_ == Backend::blas ? DType::f32 : stored_type(tensors_));
+    w.dtype = dtype.value_or(backend_ == Backend::blas ? DType::f32
+                                                       : stored_type(tensors_, names_.router));
     require(
         backend_ == Backend::packed || w.dtype == DType::f32,
         "[model] dtype: expected f32 with backend=\"blas\" (OpenBLAS has no bf16 product), got ",
