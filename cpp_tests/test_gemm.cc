@@ -181,8 +181,8 @@ TEST_P(GemmTest, SumsCutIntoPiecesHaveTheBitsOfTheWhole) {
 
 TEST_P(GemmTest, EqualsTwinForAllTypesAndShapes) {
   constexpr int64_t kMany = kSanitized ? 40 : 300;
-  const int64_t shapes[][3] = {{1, 1, 1},      {2, 7, 5},     {5, 64, 33},      {13, 65, 100},
-                               {3, 130, 1023}, {2, 9, 1024},  {4, 17, 1025},    {7, 70, 2100},
+  const int64_t shapes[][3] = {{1, 1, 1},      {2, 7, 5},     {5, 64, 33},       {13, 65, 100},
+                               {3, 130, 1023}, {2, 9, 1024},  {4, 17, 1025},     {7, 70, 2100},
                                {200, 20, 12},  {3, 33, 9000}, {kMany, 65, 4200}, {3, 1030, 4200}};
   for (const auto& [rows, outputs, inputs] : shapes) {
     const auto a = random_floats(rows * inputs, 5), w = random_floats(outputs * inputs, 6);
@@ -405,8 +405,8 @@ TEST_P(GemmTest, SiluMulEqualsItsSteps) {
 // What the scheduling must not show: many rows (several tasks, or few), chunks of inputs, blocks of
 // words.
 TEST_P(GemmTest, ManyRowsAreCutWithoutATrace) {
-  constexpr int64_t kInputs = 4200;             // more than a block of words, of any type
-  for (const int64_t full : {8, 16}) {          // panels: in chunks of inputs; several to a task
+  constexpr int64_t kInputs = 4200;     // more than a block of words, of any type
+  for (const int64_t full : {8, 16}) {  // panels: in chunks of inputs; several to a task
     const int64_t rows = full == 8 ? 260 : kSanitized ? 35 : 550, outputs = full * table.panel + 1;
     const auto row = random_floats(kInputs, 10), w = random_floats(outputs * kInputs, 11);
     std::vector<float> a;

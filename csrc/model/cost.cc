@@ -84,6 +84,7 @@ int64_t ModelShape::weight_bytes() const {
                         checked_mul(std::max<int64_t>(c.experts, 1), ffn, "weights");
   const int64_t biases = c.qkv_bias ? c.q_width() + 2 * c.kv_width() : 0;
   const int64_t norms = c.layers * (2 * c.dim + (c.qk_norm ? 2 * c.head_dim : 0)) + c.dim;
+  checked_mul(checked_mul(c.layers, layer, "weights"), 2, "weights");  // twice: room for the rest
   return c.layers * layer + matrix(c.vocab, c.dim, head_type(dtype)) +
          c.embeddings * c.dim *
              bicache::size_bytes(dtype == DType::f32 ? DType::f32 : DType::bf16) +

@@ -119,6 +119,10 @@ class Loader {
   }
 
   void check_names() {
+    const auto stored = static_cast<int64_t>(checkpoint_.names().size());
+    require(c_.layers * ffns() <= stored, "[", checkpoint_.folder(),
+            "] tensors: expected those of ", c_.layers, " layers of ", ffns(), " FFN each, got ",
+            stored, " in all");
     const int64_t e = c_.dim, q = c_.q_width(), kv = c_.kv_width();
     expect(names_.embedding, {c_.embeddings, e});
     for (int l = 0; l < c_.layers; ++l) {

@@ -281,9 +281,10 @@ def _compile(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
+    checked = check_text(source, "chat] template")
     try:
-        return environment.from_string(check_text(source, "chat] template"))
-    except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
+        return environment.from_string(checked)
+    except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
         raise ValueError(
             f"[chat] template: expected a Jinja template, got {type(error).__name__}: {error}"
         ) from None

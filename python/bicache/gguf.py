@@ -143,7 +143,7 @@ def _find_words(path: Path, values: Mapping[str, Any]) -> Words:
             f"[gguf] {path}: tokenizer.ggml.model: expected gpt2 (no other kind is supported), "
             f"got {str(model)[:60]!r}"
         )
-    if pre not in _PRE:
+    if not isinstance(pre, str) or pre not in _PRE:
         raise NoTokenizer(
             f"[gguf] {path}: tokenizer.ggml.pre: expected one of {', '.join(_PRE)}, "
             f"got {str(pre)[:60]!r}"

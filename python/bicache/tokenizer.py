@@ -172,9 +172,12 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         path = folder / "added_tokens.json"
         entries = {str(i): {"content": text, "special": True} for text, i in _object(path).items()}
     where = f"[tokenizer] {path} added tokens"
-    if not isinstance(entries, dict) or not all(key.isdecimal() for key in entries):
+    if not isinstance(entries, dict) or not all(
+        key.isdecimal() and len(key) < 12 for key in entries
+    ):
         raise ValueError(f"{where}: expected an object from ids to tokens, got something else")
-    for i, entry in sorted((int(key), entry) for key, entry in entries.items()):
+    for key, entry in sorted(entries.items(), key=lambda pair: int(pair[0])):
+        i = int(key)
         text = entry.get("content") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text:
             raise ValueError(f"{where}: expected a text for id {i}, got {str(entry)[:60]}")
