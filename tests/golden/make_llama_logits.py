@@ -34,7 +34,8 @@ def llada() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """config.json and weights.
 
     The head leans towards one token for each embedding, so that most rows have a clear winner, as
-    in a trained model: rounding decides few of them.
+    in a trained model: rounding decides few of them. How strongly was chosen so that Q8_0, where
+    llama.cpp rounds activations and we do not, agrees in 99 % of rows; without it fewer do.
     """
     config = llada_config(
         layers=LAYERS, dim=DIM, heads=HEADS, kv_heads=KV_HEADS, ffn=FFN, vocab=VOCAB,
