@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +28,24 @@ MARGIN = 2 * BOUND * MAX_SCALE
 CONFIDENCE = MARGIN / 4
 
 Maker = Callable[..., Path]  # the fixture tiny_checkpoint
+
+
+def played_on(
+    isa: str, script: str, folder: Path, ids: Tensor, tmp_path: Path
+) -> dict[str, np.ndarray]:
+    """The arrays that `script` saves: a process of its own, with the kernels of `isa`, is given the
+    checkpoint, a file with the ids and the file to save to; it saves its `isa` as well."""
+    np.save(tmp_path / "ids.npy", ids.numpy())
+    arguments = [str(folder), str(tmp_path / "ids.npy"), str(tmp_path / "out.npz")]
+    subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=os.environ | {"BICACHE_ISA": isa},
+        check=True,
+        timeout=300,
+    )
+    with np.load(tmp_path / "out.npz") as out:
+        assert str(out["isa"]) == isa
+        return {key: out[key] for key in out.files if key != "isa"}
 
 
 def edited(folder: Path, **values: object) -> Path:

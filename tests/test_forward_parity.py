@@ -1,8 +1,5 @@
 """LLM.forward against an independent plain-torch LLaDA, on small random checkpoints."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 import torch
 from bicache import _core
 from numpy.typing import NDArray
-from parity import BOUND, MAX_SCALE, Maker, edited
+from parity import BOUND, MAX_SCALE, Maker, edited, played_on
 from parity import tokens as random_tokens
 from reference import Knobs, Llada
 
@@ -184,19 +181,10 @@ def test_every_isa_and_number_of_threads(tiny_checkpoint: Maker, tmp_path: Path,
     folder = tiny_checkpoint(**SHAPES["wide"], dtype="f32", seed=11)
     model = Llada(folder)
     ids = random_tokens(150, model, 11)
-    np.save(tmp_path / "ids.npy", ids.numpy())
-    arguments = [str(folder), str(tmp_path / "ids.npy"), str(tmp_path / "out.npz")]
-    subprocess.run(
-        [sys.executable, "-c", ISA_SCRIPT, *arguments],
-        env=os.environ | {"BICACHE_ISA": isa},
-        check=True,
-        timeout=300,
-    )
-    with np.load(tmp_path / "out.npz") as out:
-        assert str(out["isa"]) == isa
-        assert out["threads1"].tobytes() == out["threads2"].tobytes()
-        assert out["row"].tobytes() == out["threads1"][5:6].tobytes()
-        assert error(out["threads1"], model.forward(ids)) <= BOUND
+    out = played_on(isa, ISA_SCRIPT, folder, ids, tmp_path)
+    assert out["threads1"].tobytes() == out["threads2"].tobytes()
+    assert out["row"].tobytes() == out["threads1"][5:6].tobytes()
+    assert error(out["threads1"], model.forward(ids)) <= BOUND
 
 
 def test_every_isa_is_listed_once() -> None:

@@ -8,8 +8,6 @@ none may be off by more than a few steps.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ import reference_quantised
 import torch
 from bicache import _core
 from numpy.typing import NDArray
-from parity import Maker
+from parity import Maker, played_on
 from parity import tokens as random_tokens
 from reference import Llada
 from reference_quantised import Rounded
@@ -259,17 +257,8 @@ np.savez(out, isa=bicache._core.isa(), **shown)
 def test_every_isa(tiny_checkpoint: Maker, tmp_path: Path, isa: str) -> None:
     folder = tiny_checkpoint(**SHAPES["wide"], dtype="bf16", seed=35)
     ids = ids_of(Llada(folder), 61, 35)
-    np.save(tmp_path / "ids.npy", ids.numpy())
-    arguments = [str(folder), str(tmp_path / "ids.npy"), str(tmp_path / "out.npz")]
-    subprocess.run(
-        [sys.executable, "-c", ISA_SCRIPT, *arguments],
-        env=os.environ | {"BICACHE_ISA": isa},
-        check=True,
-        timeout=300,
-    )
-    with np.load(tmp_path / "out.npz") as out:
-        assert str(out["isa"]) == isa
-        shown = {tuple(key.split()): out[key] for key in out.files if key != "isa"}
+    out = played_on(isa, ISA_SCRIPT, folder, ids, tmp_path)
+    shown = {tuple(key.split()): x for key, x in out.items()}
     for dtype in DTYPES:
         taps = {(int(key[1]), key[2]): x for key, x in shown.items() if key[0] == dtype}
         assert right(Rounded(folder, dtype), taps), dtype

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .gguf import chat_source, is_gguf
 from .inputs import check_text
-from .jsonfile import parse_json
+from .jsonfile import read_object, read_text
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Messages: TypeAlias = "Sequence[Mapping[str, str]]"
 
 _TEMPLATE_BYTES = 1 << 20
-_CONFIG_BYTES = 16 << 20
 _TOKEN_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 # Two texts that differ from the first character on, and in length. Digits, because templates trim
@@ -98,9 +97,9 @@ class ChatTemplate:
         folder = Path(folder)
         if is_gguf(folder):
             return cls._of_gguf(folder, tokenizer)
-        config = _read_config(folder / "tokenizer_config.json")
+        config = read_object(folder / "tokenizer_config.json")
         file = folder / "chat_template.jinja"
-        source = _read_text(file, _TEMPLATE_BYTES) if file.exists() else _source_in(config, folder)
+        source = read_text(file, _TEMPLATE_BYTES) if file.exists() else _source_in(config, folder)
         if source is None:
             raise ValueError(
                 '[chat] template: expected chat_template.jinja or "chat_template" in '
@@ -301,33 +300,6 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-
-
-def _read_text(path: Path, limit_bytes: int) -> str:
-    if not path.is_file():
-        raise ValueError(f"[{path}] file: expected a regular file, got something else")
-    with path.open("rb") as file:
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise ValueError(f"[{path}] file: expected at most {limit_bytes} bytes, got more")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"[{path}] file: expected UTF-8 text, got {error}") from None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json; empty if there is none."""
-    if not path.exists():
-        return {}
-    text = _read_text(path, _CONFIG_BYTES)
-    try:
-        data = parse_json(text.encode())
-    except ValueError as error:
-        raise ValueError(f"[{path}] JSON: expected a valid file, got: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"[{path}] content: expected an object, got {type(data).__name__}")
-    return data
 
 
 def _source_in(config: dict[str, Any], folder: Path) -> str | None:

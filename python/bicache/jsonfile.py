@@ -57,6 +57,38 @@ def parse_json(data: bytes) -> Any:
         raise ValueError(str(error)) from None
 
 
+def read_text(path: Path, limit_bytes: int) -> str:
+    """The UTF-8 text in a file; ValueError if that is no regular file, or has more bytes."""
+    if not path.is_file():
+        raise ValueError(f"[{path}] file: expected a regular file, got something else")
+    with path.open("rb") as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise ValueError(f"[{path}] file: expected at most {limit_bytes} bytes, got more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"[{path}] file: expected UTF-8 text, got {error}") from None
+
+
+def read_object(path: Path, limit_bytes: int = 16 << 20) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none.
+
+    Raises:
+        ValueError: It is no regular file, has more bytes, or holds something else.
+    """
+    if not path.exists():
+        return {}
+    text = read_text(path, limit_bytes)
+    try:
+        data = parse_json(text.encode())
+    except ValueError as error:
+        raise ValueError(f"[{path}] JSON: expected a valid file, got: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"[{path}] content: expected an object, got {type(data).__name__}")
+    return data
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by a file with `text`; whoever reads it sees the old file or the new one.
 

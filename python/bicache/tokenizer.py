@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gguf import QWEN2, NoTokenizer, build_tokenizer, cut_words, is_gguf
-from .jsonfile import parse_json
+from .jsonfile import read_object
 
 if TYPE_CHECKING:
     import tokenizers
@@ -166,11 +166,14 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     """Those of tokenizer_config.json or added_tokens.json, with the ids these say."""
     from tokenizers import AddedToken
 
-    path, content = folder / "tokenizer_config.json", _object(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    content = read_object(path)
     entries = content.get("added_tokens_decoder")
     if entries is None:
         path = folder / "added_tokens.json"
-        entries = {str(i): {"content": text, "special": True} for text, i in _object(path).items()}
+        entries = {
+            str(i): {"content": text, "special": True} for text, i in read_object(path).items()
+        }
     where = f"[tokenizer] {path} added tokens"
     if not isinstance(entries, dict) or not all(
         key.isdecimal() and len(key) < 12 for key in entries
@@ -194,16 +197,3 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
                 f"{where}: expected ids that follow the vocabulary without a gap, "
                 f"got {i} for {text!r} where {got} is next"
             )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        data = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"[tokenizer] {path}: expected a JSON file, got: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"[tokenizer] {path}: expected an object, got {type(data).__name__}")
-    return data
